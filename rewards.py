@@ -1,0 +1,272 @@
+"""Reward functions in TRL's form: f(prompts, completions, answer, **kwargs) -> one score (or None) per completion.
+
+TUTORIAL_REWARDS are the tutorial's five, value for value, quirks included ("sum" can reach 17.5):
+    match_format_exactly              3 if `</think>` occurs, else 0
+    match_format_approximately        +0.5 for each tag that occurs once, else -1.0 for each
+    check_answer                      all text after `</think>`: 5 equal, 3.5 equal but for spaces, 2 / 1.5 within
+                                      10 / 20 % of the number, -2.5 a wrong number, -4.5 no number, -2 no `</think>`
+    check_numbers                     first number of the completion: 3.5 equal, -1.5 not, 0 unreadable, -2.5 none
+    format_and_language_reward_func   langid on the completion: 5 target language, -3 English or Chinese, -5 other
+Their faults: prose after `</think>` ("Jawabannya 34.") counts as no number, right or wrong; a cut-off text that repeats a
+number of the question can beat a correct answer; Indonesian that langid takes for Malay is paid less than English.
+
+IMPROVED_REWARDS mend that; each is in [0, 1], and IMPROVED_WEIGHTS make correctness outweigh the rest together:
+    answer_reward      weight 2    1 if the number read after the last `</think>` equals the gold, else 0
+    language_reward    weight 1    share of the thought that is in the target language (DeepSeek-R1, eq. 7)
+    format_reward      weight 0.5  1 if there is exactly one think block, with content, and text after it
+A completion without `</think>` earns nothing from any of the three.
+
+    python rewards.py      # the tutorial's own checks
+"""
+import os
+import re
+
+# langid multiplies one vector by a small matrix; a BLAS with a thread per core makes that up to 50 times slower.
+os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
+import langid
+
+# train.py and evaluate.py set these for the model and for --target-lang.
+reasoning_start, reasoning_end = "<think>", "</think>"
+think_is_prefilled = False  # True where the chat template itself ends in <think>, so that completions lack it
+target_lang = "id"
+
+PRINT_EVERY_STEPS = 5
+PRINTED_TIMES = 0
+
+# ---------------------------------------------------------------------------------------------------------------------
+# The tutorial's five
+
+match_numbers = re.compile(r"-?[\d.,]+")  # finds what the tutorial's pattern finds, in linear instead of quadratic time
+
+
+def after_reasoning(response):
+    """Return all text after the first `</think>`, or None (the tutorial's match_format)."""
+    match = re.search(f"{re.escape(reasoning_end)}(.*)", response, re.DOTALL)
+    return match and match.group(1)
+
+
+def match_format_exactly(completions, **kwargs):
+    """3.0 if the completion has `</think>`, else 0 (tutorial, "如果成功匹配我们给3分")."""
+    return [0 if after_reasoning(completion[0]["content"]) is None else 3.0 for completion in completions]
+
+
+def match_format_approximately(completions, **kwargs):
+    """For each tag, 0.5 if it occurs exactly once, else -1.0: in [-2, 1] (tutorial, "通过计算每个符号")."""
+    return [sum(0.5 if completion[0]["content"].count(tag) == 1 else -1.0 for tag in (reasoning_start, reasoning_end))
+            for completion in completions]
+
+
+def check_answer(prompts, completions, answer, **kwargs):
+    """Compare all text after `</think>` with the gold: in [-4.5, 5] (tutorial, "我们想要提取生成的答案")."""
+    scores = []
+    for completion, true_answer in zip(completions, answer):
+        guess = after_reasoning(completion[0]["content"])
+        if guess is None:
+            scores.append(-2.0)
+        elif guess == true_answer:
+            scores.append(5.0)
+        elif guess.strip() == true_answer.strip():
+            scores.append(3.5)
+        else:
+            try:
+                ratio = float(guess) / float(true_answer)
+                scores.append(2.0 if 0.9 <= ratio <= 1.1 else 1.5 if 0.8 <= ratio <= 1.2 else -2.5)
+            except (ValueError, ZeroDivisionError):
+                scores.append(-4.5)
+    return scores
+
+
+def check_numbers(prompts, completions, answer, **kwargs):
+    """Compare the first number of the completion with the gold: in [-2.5, 3.5] (tutorial, "另一个奖励函数").
+
+    Every PRINT_EVERY_STEPS calls it prints a question, its gold, the response and what was extracted.
+    """
+    global PRINTED_TIMES
+    responses = [completion[0]["content"] for completion in completions]
+    guesses = [match and match.group() for match in map(match_numbers.search, responses)]
+    if PRINTED_TIMES % PRINT_EVERY_STEPS == 0:
+        print("*" * 20, f"问题:\n{prompts[0][-1]['content']}", f"\n答案:\n{answer[0]}", f"\n响应:\n{responses[0]}",
+              f"\n提取的:\n{guesses[0]}", flush=True)
+    PRINTED_TIMES += 1
+    scores = []
+    for guess, true_answer in zip(guesses, answer):
+        if guess is None:
+            scores.append(-2.5)
+            continue
+        try:
+            scores.append(3.5 if float(guess.replace(",", "")) == float(true_answer.strip()) else -1.5)
+        except ValueError:
+            scores.append(0)
+    return scores
+
+
+def get_lang(text):
+    """Return langid's ISO 639-1 code for a text, "und" for an empty one."""
+    return langid.classify(text)[0] if text else "und"
+
+
+def format_and_language_reward_func(completions, **kwargs):
+    """Language of the whole completion: 5 target, -3 English or Chinese, -5 other (tutorial, "语言一致性奖励")."""
+    scores = []
+    for completion in completions:
+        if not completion or not isinstance(completion[0], dict) or "content" not in completion[0]:
+            print(f"警告：格式错误的完成项，分配默认低分: {completion}")
+            scores.append(-5.0)
+            continue
+        lang = get_lang(completion[0]["content"])
+        scores.append(5.0 if lang == target_lang else -3.0 if lang in ("en", "zh") else -5.0)
+    return scores
+
+
+TUTORIAL_REWARDS = [match_format_exactly, match_format_approximately, check_answer, check_numbers,
+                    format_and_language_reward_func]
+
+# ---------------------------------------------------------------------------------------------------------------------
+# The improved three
+
+NUMBER = r"-?\d+(?:[.,]\d+)*"
+# Languages that langid confuses with the target on a line of maths; they earn half, so never less than English.
+RELATIVES = {"id": {"ms", "jv"}, "ms": {"id", "jv"}, "jv": {"id", "ms"}}
+CONTENDERS = {"en", "zh", "es", "fr", "de", "pt", "it", "ru", "ja", "ko", "vi", "ar"}  # what a model drifts into
+MIN_WORDS = 8       # langid needs about 50 characters
+WINDOW_WORDS = 16   # langid labels a window of words, so that code-switching gives a share and not a verdict
+MAX_WINDOWS = 16    # longer thoughts get longer windows: <= 3 ms a completion
+_identifiers = {}
+
+
+def split_reasoning(text):
+    """Return (thought, answer): the texts before and after the last `</think>`; answer is None if there is none."""
+    text = re.sub(r"<[|｜][^<>]*[|｜]>|</s>", "", text)  # EOS and other special tokens, if they were decoded
+    thought, end, answer = text.rpartition(reasoning_end)
+    thought, answer = (thought, answer) if end else (text, None)
+    return thought.strip().removeprefix(reasoning_start), answer
+
+
+def read_number(text):
+    """Return the set of values that a numeral can mean: "1.440" is 1440 in Indonesian and 1.44 in English."""
+    values = set()
+    if re.fullmatch(r"-?\d{1,3}(,\d{3})*(\.\d+)?|-?\d+(\.\d+)?", text):
+        values.add(float(text.replace(",", "")))
+    if re.fullmatch(r"-?\d{1,3}(\.\d{3})*(,\d+)?|-?\d+(,\d+)?", text):
+        values.add(float(text.replace(".", "").replace(",", ".")))
+    return values
+
+
+def extract_answer(text):
+    """Return the values that a completion's final answer can mean, an empty set if it has none.
+
+    Read after the last `</think>`: the last \\boxed{}, else the last "Answer:" or "Jawaban:", else the last number.
+    Fractions are read as their value.
+    """
+    answer = split_reasoning(text)[1]
+    if answer is None:
+        return set()
+    answer = re.sub(r"\\[,;! ]|\{,\}|[$*`]|\\(?:text|mathrm|left|right)\b", "", answer).replace("−", "-")
+    answer = re.sub(r"\\[dt]?frac\s*\{(-?\d+)\}\s*\{(\d+)\}", r"\1/\2", answer).replace("^{", "^")
+    boxed = re.findall(r"\\boxed\s*\{((?:[^{}]|\{[^{}]*\})*)\}", answer)
+    labelled = re.findall(r"(?:answer|jawaban(?:nya)?)\W*?(?:[:=]|is|adalah|ialah)[^\w-]*(-?\d[^\n]*)", answer, re.IGNORECASE)
+    final = boxed[-1] if boxed else labelled[-1] if labelled else answer
+    numbers = re.findall(rf"(?<![\w.,^/])({NUMBER})(?:\s*/\s*(\d+))?(?![\d^])", final)
+    if not numbers:
+        return set()
+    numeral, divisor = numbers[0] if labelled and not boxed else numbers[-1]
+    if not divisor:
+        return read_number(numeral)
+    return {value / float(divisor) for value in read_number(numeral)} if float(divisor) else set()
+
+
+def is_correct(text, gold):
+    """True or False; None when the gold is not a number, so that nobody can be right.
+
+    All golds of DAPO-Math-17k and GSM8K are numbers, so math-verify (SymPy, ANTLR, and a timeout by signal that only
+    works in the main thread) would buy nothing here; a fork with symbolic golds should call it in this place.
+    """
+    gold_values = read_number(gold.strip().replace(" ", ""))
+    return bool(extract_answer(text) & gold_values) if gold_values else None
+
+
+def get_identifier(lang):
+    """Return langid restricted to `lang`, its relatives and CONTENDERS (its own copy: get_lang stays the tutorial's)."""
+    if lang not in _identifiers:
+        identifier = langid.langid.LanguageIdentifier.from_modelstring(langid.langid.model)
+        identifier.set_languages(sorted({lang} | RELATIVES.get(lang, set()) | CONTENDERS))
+        _identifiers[lang] = identifier
+    return _identifiers[lang]
+
+
+def language_share(thought, problem="", lang=None):
+    """Return the share of a text, in [0, 1], that is in `lang` (default: target_lang): DeepSeek-R1's eq. 7, by windows.
+
+    Mathematics, LaTeX, code, digits and the problem's own sentences are no language and are removed first. A window of
+    a relative (Malay, Javanese for Indonesian) counts half. Fewer than MIN_WORDS words give 0. The share is multiplied
+    by the share of word triples that are not repeats, so that saying one thing again cannot win.
+    """
+    lang = lang or target_lang
+    for sentence in re.split(r"(?<=[.!?])\s+|\n+", problem):
+        if len(sentence) > 20:
+            thought = thought.replace(sentence, " ")
+    thought = re.sub(r"```.*?(?:```|$)|\$\$.*?\$\$|\$[^$\n]*\$|\\\[.*?\\\]|\\\(.*?\\\)|\\[a-zA-Z]+(?:\{[^{}]*\})*|`[^`\n]*`",
+                     " ", thought, flags=re.DOTALL)
+    # A word is two letters or more, or one sign of a script that is written without spaces.
+    words = re.findall(r"[\u0e00-\u0e7f\u3040-\u30ff\u4e00-\u9fff]|[^\W\d_]{2,}", thought)
+    if len(words) < MIN_WORDS:
+        return 0.0
+    size = max(WINDOW_WORDS, -(-len(words) // MAX_WINDOWS))
+    weights = {lang: 1.0} | dict.fromkeys(RELATIVES.get(lang, ()), 0.5)
+    identifier, share = get_identifier(lang), 0.0
+    for start in range(0, len(words), size):
+        window = words[start:start + size]
+        # a short rest is labelled together with the words before it
+        label = identifier.classify(" ".join(words[max(0, min(start, len(words) - size)):start + size]))[0]
+        share += weights.get(label, 0.0) * len(window) / len(words)
+    triples = list(zip(words, words[1:], words[2:]))
+    return share * len(set(triples)) / len(triples)
+
+
+def answer_reward(completions, answer, **kwargs):
+    """1.0 for the right number after the last `</think>`, else 0.0; None (TRL skips it) for a gold that is no number."""
+    correct = [is_correct(completion[0]["content"], gold) for completion, gold in zip(completions, answer)]
+    return [None if value is None else float(value) for value in correct]
+
+
+def language_reward(prompts, completions, **kwargs):
+    """language_share of each finished thought, in [0, 1]; 0 without `</think>` (DeepSeek-R1, section 2.3 and eq. 7)."""
+    scores = []
+    for prompt, completion in zip(prompts, completions):
+        thought, answer = split_reasoning(completion[0]["content"])
+        scores.append(0.0 if answer is None else language_share(thought, prompt[-1]["content"]))
+    return scores
+
+
+def format_reward(completions, **kwargs):
+    """1.0 for one think block that starts the completion, has content, and has text after it; else 0.0."""
+    scores = []
+    for completion in completions:
+        text = completion[0]["content"].strip()
+        if think_is_prefilled:
+            text = reasoning_start + text
+        thought, answer = split_reasoning(text)
+        well_formed = (text.startswith(reasoning_start) and text.count(reasoning_start) == 1
+                       and text.count(reasoning_end) == 1 and thought.strip() and (answer or "").strip())
+        scores.append(1.0 if well_formed else 0.0)
+    return scores
+
+
+IMPROVED_REWARDS = [answer_reward, language_reward, format_reward]
+IMPROVED_WEIGHTS = [2.0, 1.0, 0.5]
+
+if __name__ == "__main__":
+    print(after_reasoning("Let me think!</think>Hence, the solution is 2."))
+    print(after_reasoning("<think>Let me think!</think>\n\nHence, the solution is 2"))
+    for text in ("  0.34  ", "  123,456  ", "  -0.234  ", "17"):
+        print(match_numbers.findall(text))
+    for text in ("Hello, How are you", "Aku berpikir kalau aku adalah kamu", "我在这里"):
+        print(get_lang(text), text)
+    prompts = [[{"role": "user", "content": "What is the result of (1 + 2) * 4?"}],
+               [{"role": "user", "content": "What is the result of (3 + 1) * 2?"}]]
+    completions = [
+        [{"role": "assistant", "content": "<think>The sum of 1 and 2 is 3, which we multiply by 4 to get 12.</think>"
+                                          "<answer>(1 + 2) * 4 = 12</answer>"}],
+        [{"role": "assistant", "content": "The sum of 3 and 1 is 4, which we multiply by 2 to get 8. So (3 + 1) * 2 = 8."}]]
+    for function in TUTORIAL_REWARDS + IMPROVED_REWARDS:
+        print(function.__name__, function(prompts=prompts, completions=completions, answer=["12", "8"]))
