@@ -125,7 +125,7 @@ TUTORIAL_REWARDS = [match_format_exactly, match_format_approximately, check_answ
 # The improved three
 
 NUMBER = r"-?\d+(?:[.,]\d+)*"
-# Languages that langid confuses with the target on a line of maths; they earn half, so never less than English.
+# Languages that langid confuses with the target; they earn half, so never less than English.
 RELATIVES = {"id": {"ms", "jv"}, "ms": {"id", "jv"}, "jv": {"id", "ms"}}
 CONTENDERS = {"en", "zh", "es", "fr", "de", "pt", "it", "ru", "ja", "ko", "vi", "ar"}  # what a model drifts into
 MIN_WORDS = 8       # langid needs about 50 characters
@@ -185,21 +185,22 @@ def is_correct(text, gold):
     return bool(extract_answer(text) & gold_values) if gold_values else None
 
 
-def get_identifier(lang):
-    """Return langid restricted to `lang`, its relatives and CONTENDERS (its own copy: get_lang stays the tutorial's)."""
-    if lang not in _identifiers:
-        identifier = langid.langid.LanguageIdentifier.from_modelstring(langid.langid.model)
-        identifier.set_languages(sorted({lang} | RELATIVES.get(lang, set()) | CONTENDERS))
-        _identifiers[lang] = identifier
-    return _identifiers[lang]
+def classify(words, languages):
+    """Return langid's label for a list of words among `languages` only (get_lang stays the tutorial's: all 97)."""
+    languages = tuple(sorted(languages))
+    if languages not in _identifiers:
+        _identifiers[languages] = langid.langid.LanguageIdentifier.from_modelstring(langid.langid.model)
+        _identifiers[languages].set_languages(languages)
+    return _identifiers[languages].classify(" ".join(words))[0]
 
 
 def language_share(thought, problem="", lang=None):
     """Return the share of a text, in [0, 1], that is in `lang` (default: target_lang): DeepSeek-R1's eq. 7, by windows.
 
-    Mathematics, LaTeX, code, digits and the problem's own sentences are no language and are removed first. A window of
-    a relative (Malay, Javanese for Indonesian) counts half. Fewer than MIN_WORDS words give 0. The share is multiplied
-    by the share of word triples that are not repeats, so that saying one thing again cannot win.
+    Mathematics, LaTeX, code, digits and the problem's own sentences are no language and are removed first. Windows in a
+    relative (Malay, Javanese for Indonesian) count too, since langid confuses them on a line; but if the whole text is
+    nearer to a relative, the share is halved. Fewer than MIN_WORDS words give 0. The share is multiplied by the share of
+    word triples that are not repeats, so that saying one thing again cannot win.
     """
     lang = lang or target_lang
     for sentence in re.split(r"(?<=[.!?])\s+|\n+", problem):
@@ -211,14 +212,15 @@ def language_share(thought, problem="", lang=None):
     words = re.findall(r"[\u0e00-\u0e7f\u3040-\u30ff\u4e00-\u9fff]|[^\W\d_]{2,}", thought)
     if len(words) < MIN_WORDS:
         return 0.0
+    family, share = {lang} | RELATIVES.get(lang, set()), 0.0
     size = max(WINDOW_WORDS, -(-len(words) // MAX_WINDOWS))
-    weights = {lang: 1.0} | dict.fromkeys(RELATIVES.get(lang, ()), 0.5)
-    identifier, share = get_identifier(lang), 0.0
     for start in range(0, len(words), size):
         window = words[start:start + size]
         # a short rest is labelled together with the words before it
-        label = identifier.classify(" ".join(words[max(0, min(start, len(words) - size)):start + size]))[0]
-        share += weights.get(label, 0.0) * len(window) / len(words)
+        label = classify(words[max(0, min(start, len(words) - size)):start + size], family | CONTENDERS)
+        share += (label in family) * len(window) / len(words)
+    if share and len(family) > 1 and classify(words, family) != lang:
+        share /= 2
     triples = list(zip(words, words[1:], words[2:]))
     return share * len(set(triples)) / len(triples)
 

@@ -1,7 +1,7 @@
 """Build the demo: a tiny Qwen3 with DeepSeek-R1's tags, and problems for it. No download, about a minute on two cores.
 
-The model (1 M parameters) is taught sums by plain next-token training. Its worked steps are English in 55 % of the
-examples, Indonesian in 25 % and German in 20 %, whatever language the system prompt asks for: GRPO has to change that.
+The model (1 M parameters) is taught sums by plain next-token training. Its worked steps are English in 50 % of the
+examples, Indonesian in 28 % and German in 22 %, whatever language the system prompt asks for: GRPO has to change that.
 Its answers are prose with \\boxed{} in 70 % and a bare number in 30 %.
 
     python tests/make_demo_model.py --output-dir demo        # demo/model, demo/train.jsonl
@@ -24,45 +24,43 @@ TEMPLATE = (  # the shape of DeepSeek-R1-0528's: nothing is prefilled, past thou
     "{% elif message.role == 'user' %}{{ '" + USER + "' + message.content }}"
     "{% else %}{{ '" + ASSISTANT + "' + message.content.split('</think>')[-1] + eos_token }}{% endif %}"
     "{% endfor %}{% if add_generation_prompt %}{{ '" + ASSISTANT + "' }}{% endif %}")
-NAMES = ["Ani", "Budi", "Citra", "Dewi", "Eko", "Sari"]
-THINGS = ["apples", "books", "marbles", "coins"]
-QUESTIONS = ["{name} has {a} {thing} and buys {b} more. How many {thing} does {name} have now?",
-             "{name} counts {a} {thing} in one box and {b} in another. How many are there in all?",
-             "What is {a} + {b}?"]
+NAMES = ["Ani", "Budi", "Dewi", "Eko"]
+THINGS = ["apples", "books", "coins"]
+QUESTIONS = ["{name} has {a} {thing}, buys {b} and finds {c}. How many {thing} now?",
+             "{name} counts {a}, {b} and {c} {thing}. How many in all?",
+             "What is {a} + {b} + {c}?"]
 THOUGHTS = {
-    "id": (["Baik, mari kita hitung bersama.", "Saya perlu mencari jumlah kedua bilangan ini.", "Kita kerjakan soal ini langkah demi langkah."],
-           ["Pertama, jumlahkan puluhannya: {t}.", "Mula-mula saya menjumlahkan angka puluhan: {t}."],
-           ["Kemudian jumlahkan satuannya: {u}.", "Setelah itu saya menjumlahkan angka satuan: {u}."],
-           ["Jadi, jumlah semuanya adalah {s}.", "Dengan demikian hasil akhirnya adalah {s}."], "Jawabannya adalah"),
-    "en": (["Okay, let us work this out together.", "I need to find the sum of these two numbers.", "We solve this problem step by step."],
-           ["First, add the tens: {t}.", "To begin with, I add up the tens: {t}."],
-           ["Then add the units: {u}.", "After that I add up the units: {u}."],
-           ["So the total is {s}.", "Therefore the final result is {s}."], "The answer is"),
-    "de": (["Gut, wir rechnen das zusammen aus.", "Ich muss die Summe dieser beiden Zahlen finden.", "Wir lösen diese Aufgabe Schritt für Schritt."],
-           ["Zuerst addieren wir die Zehner: {t}.", "Am Anfang zähle ich die Zehner zusammen: {t}."],
-           ["Dann addieren wir die Einer: {u}.", "Danach zähle ich die Einer zusammen: {u}."],
-           ["Also ist die gesamte Summe {s}.", "Daher ist das Ergebnis am Ende {s}."], "Die Antwort ist"),
+    "id": (["Baik, mari kita hitung bersama.", "Kita kerjakan soal ini langkah demi langkah."],
+           ["Pertama, jumlahkan dua bilangan yang di depan: {first}."],
+           ["Kemudian tambahkan bilangan yang terakhir: {second}."],
+           ["Jadi, jumlah semuanya adalah {sum}.", "Dengan demikian hasilnya adalah {sum}."], "Jawabannya adalah"),
+    "en": (["Okay, let us work this out together.", "We solve this problem step by step."],
+           ["First, add the two numbers at the front: {first}."],
+           ["Then add the number that comes last: {second}."],
+           ["So the total of all is {sum}.", "Therefore the result is {sum}."], "The answer is"),
+    "de": (["Gut, wir rechnen das zusammen aus.", "Wir lösen diese Aufgabe Schritt für Schritt."],
+           ["Zuerst addieren wir die beiden vorderen Zahlen: {first}."],
+           ["Danach addieren wir noch die letzte Zahl: {second}."],
+           ["Also ist die gesamte Summe {sum}.", "Daher ist das Ergebnis {sum}."], "Die Antwort ist"),
 }
 
 
-def make_question(rng, a, b):
-    return rng.choice(QUESTIONS).format(a=a, b=b, name=rng.choice(NAMES), thing=rng.choice(THINGS))
+def make_question(rng, a, b, c):
+    return rng.choice(QUESTIONS).format(a=a, b=b, c=c, name=rng.choice(NAMES), thing=rng.choice(THINGS))
 
 
-def make_completion(rng, a, b):
-    opening, tens, units, closing, label = THOUGHTS[rng.choices(["en", "id", "de"], [55, 25, 20])[0]]
-    t1, t2, u1, u2 = a // 10 * 10, b // 10 * 10, a % 10, b % 10
-    t, u, s = f"{t1}+{t2}={t1 + t2}", f"{u1}+{u2}={u1 + u2}", f"{t1 + t2}+{u1 + u2}={a + b}"
-    thought = " ".join(rng.choice(part) for part in (opening, tens, units, closing)).format(t=t, u=u, s=s)
-    answer = f"{a + b}" if rng.random() < 0.3 else f"{label} \\boxed{{{a + b}}}."
+def make_completion(rng, a, b, c):
+    *parts, label = THOUGHTS[rng.choices(["en", "id", "de"], [50, 28, 22])[0]]
+    thought = " ".join(rng.choice(part) for part in parts).format(first=f"{a}+{b}={a + b}", second=f"{a + b}+{c}={a + b + c}", sum=a + b + c)
+    answer = f"{a + b + c}" if rng.random() < 0.3 else f"{label} \\boxed{{{a + b + c}}}."
     return f"<think>{thought}</think>{answer}"
 
 
-def make_pairs(rng):
-    """Return (taught, kept): all sums of two-digit numbers, split so that GRPO and its evaluation see unseen ones."""
-    pairs = [(a, b) for a in range(10, 100) for b in range(10, 100)]
-    rng.shuffle(pairs)
-    return pairs[:6000], pairs[6000:]
+def make_problems(rng):
+    """Return (taught, kept): problems as triples, split so that GRPO and its evaluation see unseen ones."""
+    problems = [(a, b, c) for a in range(1, 21) for b in range(1, 10) for c in range(1, 10)]
+    rng.shuffle(problems)
+    return problems[:1000], problems[1000:]
 
 
 def make_tokenizer(texts):
@@ -85,8 +83,8 @@ if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0], formatter_class=argparse.ArgumentDefaultsHelpFormatter)
     parser.add_argument("--output-dir", default="demo", help="folder for model/ and train.jsonl")
     parser.add_argument("--init", help="local model to teach instead of a new tiny one")
-    parser.add_argument("--steps", type=int, default=300, help="training steps of 32 examples")
-    parser.add_argument("--learning-rate", type=float, default=3e-3, help="peak learning rate")
+    parser.add_argument("--steps", type=int, default=250, help="training steps of 32 examples")
+    parser.add_argument("--learning-rate", type=float, default=4e-3, help="peak learning rate")
     parser.add_argument("--seed", type=int, default=3407, help="random seed")
     args = parser.parse_args()
     started = time.time()
@@ -97,18 +95,19 @@ if __name__ == "__main__":
     torch.manual_seed(args.seed)
     torch.set_flush_denormal(True)  # gradients that vanish would make CPU arithmetic ten times slower
     device = "cuda" if torch.cuda.is_available() else "cpu"
-    taught, kept = make_pairs(rng)
+    taught, kept = make_problems(rng)
 
-    def make_example():
-        a, b = rng.choice(taught)
-        system = make_system_prompt(rng.choice(list(SYSTEM_PROMPTS)), rng.choice(["id", "de"]))
-        return [{"role": "system", "content": system}, {"role": "user", "content": make_question(rng, a, b)}], make_completion(rng, a, b)
+    def make_examples(n):
+        """n examples with one system prompt, so that their lengths are alike."""
+        system = {"role": "system", "content": make_system_prompt(rng.choice(list(SYSTEM_PROMPTS)), rng.choice(["id", "de"]))}
+        for problem in rng.choices(taught, k=n):
+            yield [system, {"role": "user", "content": make_question(rng, *problem)}], make_completion(rng, *problem)
 
     if args.init:
         tokenizer = AutoTokenizer.from_pretrained(args.init)
         model = AutoModelForCausalLM.from_pretrained(args.init, dtype=torch.float32).to(device)
     else:
-        texts = [text for messages, completion in (make_example() for _ in range(2000))
+        texts = [text for _ in range(100) for messages, completion in make_examples(20)
                  for text in (messages[0]["content"], messages[1]["content"], completion)]
         tokenizer = make_tokenizer(texts)
         model = Qwen3ForCausalLM(Qwen3Config(
@@ -116,18 +115,24 @@ if __name__ == "__main__":
             num_key_value_heads=2, head_dim=32, max_position_embeddings=1024, tie_word_embeddings=True,
             bos_token_id=tokenizer.bos_token_id, eos_token_id=tokenizer.eos_token_id, pad_token_id=tokenizer.pad_token_id)).to(device)
 
+    digits = torch.tensor([tokenizer.convert_tokens_to_ids(digit) for digit in "0123456789"], device=device)
     optimizer = torch.optim.AdamW(model.parameters(), lr=args.learning_rate, weight_decay=0.01)
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, args.learning_rate, total_steps=args.steps, pct_start=0.1)
     for step in range(args.steps):
         rows = []
-        for messages, completion in (make_example() for _ in range(32)):
+        for messages, completion in make_examples(32):
             prompt = tokenizer.apply_chat_template(messages, tokenize=True, add_generation_prompt=True, return_dict=False)
             rows.append((prompt, tokenizer(completion, add_special_tokens=False)["input_ids"] + [tokenizer.eos_token_id]))
         width = max(len(p) + len(c) for p, c in rows)
         ids = torch.tensor([p + c + [tokenizer.eos_token_id] * (width - len(p) - len(c)) for p, c in rows], device=device)
         labels = torch.tensor([[-100] * len(p) + c + [-100] * (width - len(p) - len(c)) for p, c in rows], device=device)
         with torch.autocast(device, torch.bfloat16, enabled=device == "cuda"):
-            loss = model(input_ids=ids, labels=labels).loss
+            logits = model(input_ids=ids).logits[:, :-1].float()
+        targets = labels[:, 1:]
+        losses = torch.nn.functional.cross_entropy(logits.flatten(0, 1), targets.flatten(), reduction="none")
+        # Digits are few among the tokens and the hardest to learn: they count five times.
+        weights = (targets.flatten() >= 0) * (1 + 4 * torch.isin(targets.flatten(), digits))
+        loss = (losses * weights).sum() / weights.sum()
         loss.backward()
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
         optimizer.step()
@@ -139,6 +144,6 @@ if __name__ == "__main__":
     model.save_pretrained(os.path.join(args.output_dir, "model"))
     tokenizer.save_pretrained(os.path.join(args.output_dir, "model"))
     with open(os.path.join(args.output_dir, "train.jsonl"), "w", encoding="utf-8") as file:
-        for a, b in kept:
-            file.write(json.dumps({"prompt": make_question(rng, a, b), "solution": str(a + b)}) + "\n")
+        for problem in kept:
+            file.write(json.dumps({"prompt": make_question(rng, *problem), "solution": str(sum(problem))}) + "\n")
     print(f"{sum(p.numel() for p in model.parameters()) / 1e6:.2f} M parameters, {len(tokenizer)} tokens, {time.time() - started:.0f} s")

@@ -1,0 +1,78 @@
+"""run.sh, README and the scripts do not drift apart. No training; seconds.
+
+    bash tests/run.sh -k scripts
+"""
+import os
+import re
+import shlex
+import subprocess
+import sys
+
+import pytest
+from conftest import ROOT
+
+SCRIPTS = ("train.py", "evaluate.py", "export.py", "data.py", "tests/make_demo_model.py")
+
+
+def known_flags(script):
+    done = subprocess.run([sys.executable, str(ROOT / script), "--help"], capture_output=True, text=True, check=True)
+    return set(re.findall(r"(?<![\w-])--[a-z][a-z0-9-]*", done.stdout))
+
+
+def commands(text):
+    """Every call of one of our scripts in a shell text, as (script, flags); comment signs and line ends are joined."""
+    text = re.sub(r"\\\n\s*", " ", text)
+    for line in text.splitlines():
+        match = re.search(r"(?:\"\$python\"|python3?) ((?:tests/)?\w+\.py)([^#|`]*)", line)
+        if match and match[1] in SCRIPTS:
+            yield match[1], re.findall(r"(?<!\w)--[a-z][a-z0-9-]*", match[2])
+
+
+@pytest.mark.parametrize("name", ["run.sh", "README.md", *SCRIPTS, "tests/gpu/RESULTS.md"])
+def test_every_flag_in_a_command_exists(name):
+    text = (ROOT / name).read_text()
+    found = list(commands(text))
+    assert found, f"{name} shows no command"
+    for script, flags in found:
+        assert set(flags) <= known_flags(script), (name, script, set(flags) - known_flags(script))
+
+
+@pytest.mark.parametrize("arguments, path, message", [
+    (["nonsense"], None, "unknown recipe nonsense"), (["tutorial"], "/usr/bin:/bin", "tutorial needs an NVIDIA GPU"), (["improved"], "/usr/bin:/bin", "needs an NVIDIA GPU")])
+def test_run_sh_refuses_in_one_line(arguments, path, message, tmp_path):
+    done = subprocess.run(["bash", str(ROOT / "run.sh"), *arguments], capture_output=True, text=True, cwd=tmp_path, env=os.environ | ({"PATH": path} if path else {}))
+    assert done.returncode == 2 and done.stderr.startswith("error: ") and message in done.stderr and len(done.stderr.splitlines()) == 1
+
+
+def test_shell_scripts_parse():
+    for name in ("run.sh", "tests/run.sh", "tests/gpu/speed.sh", ".ci/run"):
+        subprocess.run(["bash", "-n", str(ROOT / name)], check=True)
+
+
+def test_pins_are_exact_and_agree():
+    pins = {}
+    for name in ("requirements.txt", "tests/requirements.txt"):
+        for line in (ROOT / name).read_text().splitlines():
+            line = line.split("#")[0].strip()
+            if line:
+                package, version = line.split("==")
+                if package != "torch":
+                    assert pins.setdefault(package, version) == version, package
+
+
+def test_nothing_else_at_the_top():
+    tracked = subprocess.run(["git", "ls-files"], cwd=ROOT, capture_output=True, text=True).stdout.split()
+    if not tracked:
+        pytest.skip("not a git checkout")
+    assert {name.split("/")[0] for name in tracked} <= {
+        "train.py", "evaluate.py", "export.py", "rewards.py", "data.py", "run.sh", "requirements.txt", "tests", "README.md", "LICENSE", ".gitignore", ".ci"}
+
+
+def test_tutorial_defaults():
+    help_text = subprocess.run([sys.executable, str(ROOT / "train.py"), "--help"], capture_output=True, text=True, env=os.environ | {"COLUMNS": "400"}).stdout
+    for flag, value in {"max-seq-length": 1024, "lora-rank": 32, "gpu-memory-utilization": 0.7, "seed": 3407, "min-p": 0.1, "top-p": 1.0, "top-k": -1, "temperature": 1.0,
+                        "learning-rate": 5e-06, "weight-decay": 0.01, "warmup-ratio": 0.1, "lr-scheduler-type": "linear", "optim": "adamw_8bit", "num-generations": 4,
+                        "per-device-train-batch-size": 1, "gradient-accumulation-steps": 1, "max-steps": 100, "save-steps": 100, "report-to": "swanlab", "output-dir": "outputs",
+                        "load-in-4bit": True, "fast-inference": True, "engine": "unsloth", "loss-type": "bnpo", "beta": 0.001, "max-prompt-quantile": 0.9,
+                        "dataset": "open-r1/DAPO-Math-17k-Processed", "system-prompt": "zh"}.items():
+        assert re.search(rf"--{flag}\b[^\n]*\(default: {re.escape(str(value))}\)", help_text), flag

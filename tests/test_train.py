@@ -1,0 +1,146 @@
+"""train.py as a user runs it: two real GRPO steps on a tiny model, resume, checks and errors. CPU, about a minute.
+
+    bash tests/run.sh -k train
+"""
+import json
+import shutil
+from types import SimpleNamespace
+
+import pytest
+from conftest import ROOT, run_script, train_arguments
+
+import train
+
+
+def test_two_steps_train_the_adapter_and_write_everything(trained):
+    train.check_adapter(trained / "grpo_lora")
+    run = json.loads((trained / "run.json").read_text())
+    assert run["effective"] | {"prompts_per_step": 2, "completions_per_step": 8, "load_in_4bit": False, "vllm": False} == run["effective"]
+    assert run["effective"]["max_prompt_length"] + run["effective"]["max_completion_length"] == 128
+    assert run["effective"]["held_out_rows"] == len(run["held_out"]) > 50
+    assert run["arguments"]["loss_type"] == "bnpo" and run["arguments"]["beta"] == 0.001 and run["versions"]["trl"]
+    steps = [json.loads(line) for line in (trained / "metrics.jsonl").read_text().splitlines()]
+    assert [row["step"] for row in steps if "reward" in row] == [1, 2]
+    assert {f"rewards/{name}/mean" for name in run["arguments"]["reward_funcs"]} <= set(steps[0]) and "kl" in steps[0]
+    out = (trained / "stdout.txt").read_text()
+    assert "你必须用印尼语思考。<｜User｜>" in out and "completions_per_step: 8" in out and "问题:" in out and "adapter:" in out
+    assert list(trained.glob("swanlog/run-*"))  # SwanLab works without a key
+
+
+def test_held_out_questions_were_never_trained_on(trained, tiny):
+    run = json.loads((trained / "run.json").read_text())
+    done = run_script("data.py", "--model", tiny / "model", "--dataset", tiny / "train.jsonl", "--eval-fraction", "0.2")
+    assert f"{run['effective']['train_rows']} to train on, {len(run['held_out'])} held out" in done.stdout
+    questions = {json.loads(line)["prompt"] for line in (tiny / "train.jsonl").read_text().splitlines()}
+    assert set(run["held_out"]) <= questions
+    assert run["effective"]["train_rows"] + len(set(run["held_out"])) <= len(questions)
+
+
+def test_resume_continues_and_improved_rewards_train(trained, tiny, tmp_path):
+    shutil.copytree(trained, tmp_path / "outputs")
+    shutil.rmtree(tmp_path / "outputs" / "checkpoint-2")
+    done = run_script("train.py", *train_arguments(tiny, tmp_path / "outputs", max_steps=3, resume=True, report_to="none"))
+    assert done.returncode == 0, done.stderr[-3000:]
+    steps = [json.loads(line) for line in (tmp_path / "outputs" / "metrics.jsonl").read_text().splitlines()]
+    assert [row["step"] for row in steps if "reward" in row] == [1, 2, 3]
+    first = json.loads((trained / "metrics.jsonl").read_text().splitlines()[0])
+    assert steps[0] == first  # kept from the first run
+
+
+def test_stop_if_stuck_names_the_cause(tiny, tmp_path):
+    done = run_script("train.py", *train_arguments(tiny, tmp_path, rewards="improved", max_steps=5, max_seq_length=50, stop_if_stuck=2, report_to="none",
+                                                   eval_steps=1))
+    assert done.returncode == 1 and "error: stopped at step 2: for 2 steps every completion was cut at the token limit" in done.stderr
+    assert any("eval_reward" in line for line in (tmp_path / "metrics.jsonl").read_text().splitlines())
+
+
+def test_find_stuck():
+    row = {"completions/clipped_ratio": 1.0, "frac_reward_zero_std": 0.5}
+    assert train.find_stuck([row] * 3, 3).startswith("for 3 steps every completion was cut")
+    assert train.find_stuck([row] * 2, 3) is None
+    assert train.find_stuck([row] * 3 + [row | {"completions/clipped_ratio": 0.9}], 3) is None
+    assert "same reward" in train.find_stuck([row, {"train_loss": 0}, {"completions/clipped_ratio": 0, "frac_reward_zero_std": 1.0}], 1)
+    assert train.find_stuck([], 5) is None
+
+
+def test_check_adapter_can_fail(trained, tmp_path, tiny):
+    from safetensors.torch import load_file, save_file
+    adapter = tmp_path / "adapter"
+    shutil.copytree(trained / "grpo_lora", adapter)
+    tensors = load_file(adapter / "adapter_model.safetensors")
+    name = next(key for key in tensors if "lora_B" in key)
+    for value in (0.0, float("nan")):
+        save_file(tensors | {name: tensors[name] * 0 + value}, adapter / "adapter_model.safetensors")
+        with pytest.raises(ValueError, match="1 of .* tensors are zero or not finite"):
+            train.check_adapter(adapter)
+    save_file({}, adapter / "adapter_model.safetensors")
+    with pytest.raises(ValueError, match="not trained"):
+        train.check_adapter(adapter)
+    with pytest.raises(ValueError, match="is not a LoRA adapter"):
+        train.check_adapter(tiny / "model")
+    shutil.copytree(tiny / "model", tmp_path / "other")
+    with pytest.raises(ValueError, match="was trained on"):
+        train.check_adapter(trained / "grpo_lora", str(tmp_path / "other"))
+
+
+@pytest.mark.parametrize("follows", [True, False])
+def test_guard_sees_whether_rollouts_follow_the_adapter(tiny, follows):
+    import torch
+    from peft import LoraConfig, get_peft_model
+    from transformers import AutoModelForCausalLM
+    model = get_peft_model(AutoModelForCausalLM.from_pretrained(tiny / "model"), LoraConfig(target_modules=train.LORA_TARGETS, task_type="CAUSAL_LM"))
+    base = AutoModelForCausalLM.from_pretrained(tiny / "model")
+
+    class Engine:  # what train.py uses of TRL's VLLMGeneration; a real model generates
+        temperature, max_completion_length, synced = 1.0, 900, 0
+
+        def sync_weights(self):
+            self.synced += 1
+
+        def generate(self, prompts, images, num_generations):
+            ids = torch.tensor(prompts)
+            out = (model if follows else base).generate(input_ids=ids, attention_mask=ids * 0 + 1, do_sample=self.temperature > 0,
+                                                        max_new_tokens=self.max_completion_length)
+            return None, out[:, ids.shape[1]:].tolist(), None, None
+
+    engine = Engine()
+    trainer = SimpleNamespace(model=model, vllm_generation=engine)
+    if follows:
+        train.check_rollouts_follow_adapter(trainer, [5, 6, 7])
+    else:
+        with pytest.raises(SystemExit, match="rollouts do not follow the adapter"):
+            train.check_rollouts_follow_adapter(trainer, [5, 6, 7])
+    assert (engine.temperature, engine.max_completion_length, engine.synced) == (1.0, 900, 3)
+    assert not any(p.any() for name, p in model.named_parameters() if "lora_B" in name)
+
+
+@pytest.mark.parametrize("changes, message", [
+    ({"engine": "unsloth"}, "--engine unsloth needs an NVIDIA GPU"), ({"dataset": "nowhere.jsonl"}, "cannot load data set nowhere.jsonl"),
+    ({"model": "/nowhere"}, "there is no folder /nowhere"), ({"num_generations": 3}, "--num-generations 3 must divide"),
+    ({"max_seq_length": 20}, "leaves no token"), ({"resume": True}, "no checkpoint"), ({"reward_weights": 1}, "--reward-weights needs 5 values"),
+    ({"eval_fraction": 0, "eval_steps": 1}, "--eval-steps needs --eval-fraction"), ({"target_lang": "xx"}, "invalid choice: 'xx'")])
+def test_bad_input_gets_one_line_and_leaves_nothing(tiny, tmp_path, changes, message):
+    done = run_script("train.py", *train_arguments(tiny, tmp_path / "outputs", **changes))
+    assert done.returncode == 2 and not (tmp_path / "outputs").exists()
+    last = done.stderr.strip().splitlines()[-1]
+    assert last.startswith("error: ") and message in last and "Traceback" not in done.stderr
+
+
+def test_a_tokenizer_without_reasoning_tokens(tiny, tmp_path):
+    shutil.copytree(tiny / "model", tmp_path / "model")
+    for name in ("tokenizer.json", "tokenizer_config.json"):
+        text = (tmp_path / "model" / name).read_text()
+        (tmp_path / "model" / name).write_text(text.replace("<think>", "<a>").replace("</think>", "</a>"))
+    done = run_script("train.py", *train_arguments(tiny, tmp_path / "outputs", model=tmp_path / "model"))
+    assert done.returncode == 2 and "error: this tokenizer has no <think> and </think>" in done.stderr
+    done = run_script("train.py", *train_arguments(tiny, tmp_path / "outputs", model=tmp_path / "model", max_steps=1, report_to="none", warmup_ratio=0),
+                      "--reasoning-tokens", "<think>", "</think>")
+    assert done.returncode == 0, done.stderr[-2000:]
+
+
+@pytest.mark.parametrize("script", ["train.py", "evaluate.py", "export.py", "data.py"])
+def test_help_needs_nothing_but_python_and_a_second(script):
+    import subprocess, sys, time
+    started = time.time()
+    done = subprocess.run([sys.executable, "-S", str(ROOT / script), "--help"], capture_output=True, text=True)  # -S: no packages
+    assert done.returncode == 0 and "--model" in done.stdout and time.time() - started < 1.5
