@@ -172,6 +172,7 @@ if __name__ == "__main__":
     group.add_argument("--temperature", type=float, default=1.0, help="sampling temperature; 0: greedy")
     group.add_argument("--top-k", type=int, default=50, help="number of tokens to sample from")
     group.add_argument("--load-in-4bit", action=argparse.BooleanOptionalAction, default=True, help="4-bit base (GPU; default: as trained)")
+    group.add_argument("--fast-inference", action=argparse.BooleanOptionalAction, default=True, help="generate with vLLM (needs a GPU)")
     group.add_argument("--gpu-memory-utilization", type=float, default=0.7, help="vLLM's share of GPU memory, 0 to 1")
     group.add_argument("--rescore", metavar="FILE", help="only grade this samples.jsonl again")
     group.add_argument("--report-to", choices=["swanlab", "none"], default="none", help="tracker")
@@ -245,12 +246,13 @@ if __name__ == "__main__":
 
     # -----------------------------------------------------------------------------------------------------------------
     # Generate: outputs is a list of (token ids, was it cut off)
-    if torch.cuda.is_available():
+    if torch.cuda.is_available() and args.fast_inference:
         from vllm import LLM, SamplingParams
         from vllm.lora.request import LoRARequest
         rank = adapter and next(size for size in (8, 16, 32, 64, 128, 256, 512) if size >= adapter_config["r"])  # what vLLM has
         llm = LLM(model=args.model, enable_lora=bool(adapter), **({"max_lora_rank": rank} if adapter else {}),
                   max_model_len=max(map(len, ids)) + args.max_tokens, gpu_memory_utilization=args.gpu_memory_utilization,
+                  max_num_seqs=min(len(ids), 256),  # few sequences need few CUDA graphs: the engine starts faster
                   quantization="bitsandbytes" if args.load_in_4bit else None, enable_prefix_caching=True, seed=args.seed)
         loaded = time.time()
         lora = adapter and LoRARequest("grpo_lora", 1, os.path.abspath(adapter))
@@ -263,7 +265,8 @@ if __name__ == "__main__":
         from contextlib import nullcontext
         from tqdm import tqdm
         from transformers import AutoModelForCausalLM
-        model = AutoModelForCausalLM.from_pretrained(args.model, dtype=torch.float32)
+        device = "cuda" if torch.cuda.is_available() else "cpu"
+        model = AutoModelForCausalLM.from_pretrained(args.model, dtype=torch.bfloat16 if device == "cuda" else torch.float32).to(device)
         if adapter:
             from peft import PeftModel
             model = PeftModel.from_pretrained(model, adapter)
@@ -277,7 +280,7 @@ if __name__ == "__main__":
         outputs = [None] * len(jobs)
         for batch in tqdm(batches, desc="generate"):
             torch.manual_seed(seeds[batch[-1]])
-            padded = tokenizer.pad({"input_ids": [ids[i] for i in batch]}, padding_side="left", return_tensors="pt")
+            padded = tokenizer.pad({"input_ids": [ids[i] for i in batch]}, padding_side="left", return_tensors="pt").to(device)
             with torch.no_grad(), model.disable_adapter() if adapter and jobs[batch[0]][0] == "base" else nullcontext():
                 rows = model.generate(**padded, max_new_tokens=args.max_tokens, **sampling)[:, padded["input_ids"].shape[1]:]
             for i, row in zip(batch, rows.tolist()):
