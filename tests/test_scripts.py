@@ -75,4 +75,4 @@ def test_tutorial_defaults():
                         "per-device-train-batch-size": 1, "gradient-accumulation-steps": 1, "max-steps": 100, "save-steps": 100, "report-to": "swanlab", "output-dir": "outputs",
                         "load-in-4bit": True, "fast-inference": True, "engine": "unsloth", "loss-type": "bnpo", "beta": 0.001, "max-prompt-quantile": 0.9,
                         "dataset": "open-r1/DAPO-Math-17k-Processed", "system-prompt": "zh"}.items():
-        assert re.search(rf"--{flag}\b[^\n]*\(default: {re.escape(str(value))}\)", help_text), flag
+        assert re.search(rf"\n  --{flag}\b.*?\(default: ([^)]*)\)", help_text, re.DOTALL)[1] == str(value), flag
