@@ -47,7 +47,7 @@ def test_verdicts():
         d, ends = evaluate.paired_difference(both, first, second, neither)
         return evaluate.verdict({"difference": d, "difference_ci95": ends, "mcnemar_p": evaluate.mcnemar(first, second)}, n,
                                 (both + second) / n, (both + first) / n)
-    assert make(50, 70, 8, 72) == "improved by 31 points (95 % CI 23 to 39, n = 200, p < 0.001)"
+    assert make(50, 70, 8, 72) == "improved by 31 points (95 % CI 23 to 38, n = 200, p < 0.001)"
     assert make(0, 0, 6, 0) == "fell by 100 points (95 % CI -100 to -45, n = 6, p = 0.031)"
     assert make(5, 7, 3, 5) == "no difference shown at n = 20 (p = 0.34); about 97 per arm are needed for 20 points"  # the tutorial's 12 against 8
     assert make(5, 5, 5, 5) == "no difference shown at n = 20 (p = 1.00)"
