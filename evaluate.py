@@ -64,17 +64,20 @@ def verdict(comparison, n, base_rate, lora_rate):
     points, (low, high), p = (100 * comparison["difference"], comparison["difference_ci95"], comparison["mcnemar_p"])
     if p < 0.05:
         p_text = "p < 0.001" if p < 0.001 else f"p = {p:.3f}"
-        return f"{'improved' if points > 0 else 'fell'} by {abs(points):.0f} points (95 % CI {100 * low:.0f} to {100 * high:.0f}, n = {n}, {p_text})"
-    needed = f"; about {samples_needed(base_rate, lora_rate)} per arm are needed for {abs(points):.0f} points" if abs(points) >= 0.5 else ""
-    return f"no difference shown at n = {n} (p = {p:.2f}){needed}"
+        return (f"{'improved' if points > 0 else 'fell'} by {abs(points):.0f} points "
+                f"(95 % CI {100 * low:.0f} to {100 * high:.0f}, n = {n}, {p_text})")
+    sentence = f"no difference shown at n = {n} (p = {p:.2f})"
+    if abs(points) < 1:
+        return sentence
+    return f"{sentence}; about {samples_needed(base_rate, lora_rate)} per arm are needed for {abs(points):.0f} points"
 
 
 def grade(text, truncated, gold, problem):
     """Return the verdicts on one completion: language as the tutorial takes it, graded share, correctness."""
     from rewards import get_lang, is_correct, language_share, split_reasoning, target_lang
     lang, correct = get_lang(text), bool(is_correct(text, gold))
-    return {"lang": lang, "language_share": language_share(split_reasoning(text)[0], problem), "indonesian_rate": lang == target_lang,
-            "accuracy": correct, "indonesian_and_correct": lang == target_lang and correct, "truncation_rate": truncated}
+    return {"lang": lang, "language_share": language_share(split_reasoning(text)[0], problem),
+            "indonesian_rate": lang == target_lang, "accuracy": correct, "indonesian_and_correct": lang == target_lang and correct, "truncation_rate": truncated}
 
 
 def summarize(samples):
@@ -93,21 +96,23 @@ def summarize(samples):
             results[arm] |= {rate: k / n, f"{rate}_ci95": wilson(k, n)}
         # langid's one label against the graded share: good Indonesian read as Malay, or a foreign thought as Indonesian
         differ = [cell for cell in cells if (cell["language_share"] >= 0.5) != cell["indonesian_rate"]]
-        results[arm]["langid_disagrees"] = {"n": len(differ), "labels": sorted({cell["lang"] for cell in differ}),
-                                            "examples": [{key: cell[key] for key in ("lang", "language_share", "text")} for cell in differ[:3]]}
+        examples = [{key: cell[key] for key in ("lang", "language_share", "text")} for cell in differ[:3]]
+        results[arm]["langid_disagrees"] = {"n": len(differ), "labels": sorted({cell["lang"] for cell in differ}), "examples": examples}
     if len(arms) == 2:
         results["comparisons"] = {}
         for rate in RATES:
             pairs = [(row["lora"][rate], row["base"][rate]) for row in samples]
             counts = [pairs.count(pair) for pair in ((True, True), (True, False), (False, True), (False, False))]
             difference, interval = paired_difference(*counts)
-            results["comparisons"][rate] = {"difference": difference, "difference_ci95": interval, "mcnemar_p": mcnemar(*counts[1:3])}
+            results["comparisons"][rate] = {"difference": difference, "difference_ci95": interval,
+                                            "mcnemar_p": mcnemar(*counts[1:3])}
         results |= results["comparisons"]["indonesian_rate"]
     return results
 
 
 def draw(samples, results, path):
     """Draw the rates with their intervals, and the first pairs of texts, to a PNG."""
+    import textwrap
     import matplotlib
     matplotlib.use("Agg")
     import matplotlib.pyplot as plt
@@ -115,14 +120,15 @@ def draw(samples, results, path):
     figure, (bars, texts) = plt.subplots(1, 2, figsize=(14, 6), width_ratios=[1, 1.4])
     for offset, arm in enumerate(arms):
         y = [100 * results[arm][rate] for rate in RATES]
-        error = [[max(0, 100 * abs(results[arm][rate] - results[arm][f"{rate}_ci95"][side])) for rate in RATES] for side in (0, 1)]
+        error = [[100 * abs(results[arm][rate] - results[arm][f"{rate}_ci95"][side]) for rate in RATES] for side in (0, 1)]
         bars.bar([i + 0.38 * offset for i in range(len(RATES))], y, 0.36, yerr=error, capsize=4, label=arm)
     bars.set_xticks([i + 0.19 * (len(arms) - 1) for i in range(len(RATES))], [rate.replace("_", "\n") for rate in RATES])
     bars.set(ylim=(0, 105), ylabel="%", title=f"{results['target_lang']}, n = {results['n']}, 95 % Wilson intervals")
     bars.legend()
-    lines = [f"Q: {row['prompt'][:150]} (gold {row['answer']})\n" + "\n".join(f"{arm}: {row[arm]['text'][:330]}" for arm in arms) for row in samples[:3]]
-    import textwrap
-    wrapped = "\n\n".join("\n".join(textwrap.fill(part, 95) for part in line.split("\n")) for line in lines)
+    lines = []
+    for row in samples[:3]:
+        lines += [f"Q: {row['prompt'][:150]} (gold {row['answer']})", *(f"{arm}: {row[arm]['text'][:330]}" for arm in arms), ""]
+    wrapped = "\n".join(textwrap.fill(line, 95) for line in lines)
     texts.text(0, 1, wrapped.replace("$", r"\$"), va="top", fontsize=8, family=["monospace"])
     texts.axis("off")
     figure.tight_layout()
@@ -154,8 +160,9 @@ def report(samples, results, folder):
             print(f"{'':23} {verdict(results['comparisons'][rate], n, results['base'][rate], results['lora'][rate])}")
     for arm in ("base", "lora"):
         if arm in results:
-            print(f"{'mean_tokens':23} {arm}  {results[arm]['mean_tokens']:.1f}    language_share {results[arm]['language_share']:.2f}    "
-                  f"langid disagrees on {results[arm]['langid_disagrees']['n']} of {n} {results[arm]['langid_disagrees']['labels']}")
+            differ = results[arm]["langid_disagrees"]
+            print(f"{'mean_tokens':23} {arm}  {results[arm]['mean_tokens']:.1f}    language_share "
+                  f"{results[arm]['language_share']:.2f}    langid disagrees on {differ['n']} of {n} {differ['labels']}")
 
 
 if __name__ == "__main__":
@@ -180,8 +187,8 @@ if __name__ == "__main__":
     parser.error = lambda message: parser.exit(2, f"error: {message}\n")
     args = parser.parse_args()
     run = {}
-    run_file = os.path.join(os.path.dirname(os.path.dirname(os.path.abspath(args.rescore))) if args.rescore else args.output_dir, "run.json")
-    if os.path.exists(run_file):
+    run_file = os.path.join(args.output_dir, "run.json")
+    if os.path.exists(run_file) and not args.rescore:
         run = json.load(open(run_file))
         names = ("model", "dataset", "dataset_config", "dataset_split", "system_prompt", "target_lang", "reasoning_tokens",
                  "max_prompt_quantile", "eval_fraction", "seed")

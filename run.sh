@@ -75,7 +75,8 @@ case "$recipe ${2:-}" in
         "$python" export.py --output-dir outputs-demo --engine trl --format merged_16bit
         ;;
     "test gpu") exec "$python" -m pytest tests/gpu "${@:3}" ;;
-    test\ *) HF_HUB_OFFLINE=1 OMP_WAIT_POLICY=PASSIVE exec "$python" -m pytest tests --ignore tests/gpu "${@:2}" ;;
+    test\ *)
+        HF_HUB_OFFLINE=1 OMP_NUM_THREADS=1 exec "$python" -m pytest tests --ignore tests/gpu -n 2 --dist loadfile "${@:2}" ;;
 esac
 # Next:
 #   python export.py --format gguf --quantization q4_k_m q8_0      # then: ollama create thinker -f outputs/export/gguf/Modelfile
