@@ -48,7 +48,7 @@ def test_resume_continues_and_improved_rewards_train(trained, tiny, tmp_path):
 
 
 def test_stop_if_stuck_names_the_cause(tiny, tmp_path):
-    done = run_script("train.py", *train_arguments(tiny, tmp_path, rewards="improved", max_steps=5, max_seq_length=50, stop_if_stuck=2, report_to="none",
+    done = run_script("train.py", *train_arguments(tiny, tmp_path, rewards="improved", max_steps=5, max_seq_length=50, stop_if_stuck=2, report_to="none", eval_fraction=0.02,
                                                    eval_steps=1))
     assert done.returncode == 1 and "error: stopped at step 2: for 2 steps every completion was cut at the token limit" in done.stderr
     assert any("eval_reward" in line for line in (tmp_path / "metrics.jsonl").read_text().splitlines())
