@@ -7,7 +7,7 @@ cd "$(dirname "${BASH_SOURCE[0]}")/../.."
 base=$1 out=$2; mkdir -p "$out"
 python3 tests/make_demo_model.py --init "$base" --output-dir "$out/demo" --steps "${TEACH:-60}" --learning-rate 2e-4 > "$out/teach.log" 2>&1; grep -aE "^step" "$out/teach.log" | tail -n 1
 common=(--engine trl --no-fast-inference --model "$out/demo/model" --dataset "$out/demo/train.jsonl" --eval-fraction 0.4 --reasoning-tokens "<think>" "</think>"
-    --max-seq-length 256 --num-generations 8 --per-device-train-batch-size 64 --max-steps "${STEPS:-40}" --learning-rate 1e-4 --report-to none)
+    --max-seq-length 256 --num-generations 8 --per-device-train-batch-size 32 --max-steps "${STEPS:-24}" --learning-rate 1e-4 --report-to none)
 run() {
     name=$1; shift
     python3 train.py "${common[@]}" --output-dir "$out/$name" "$@" > "$out/$name.log" 2>&1
