@@ -40,8 +40,8 @@ def add_data_arguments(parser):
     group.add_argument("--model", type=model_name, default="deepseek-ai/DeepSeek-R1-0528-Qwen3-8B", help="model: hub name or local folder")
     group.add_argument("--dataset", default="open-r1/DAPO-Math-17k-Processed",
                        help="hub name, or a local .jsonl/.json/.parquet file or folder")
-    group.add_argument("--dataset-config", default="en", help="configuration of a hub data set (GSM8K: main)")
-    group.add_argument("--dataset-split", default="train", help="split of a hub data set")
+    group.add_argument("--dataset-config", default="en", help="configuration (sub-folder) of a data set (GSM8K: main)")
+    group.add_argument("--dataset-split", default="train", help="split of a hub data set, or start of the file names in a folder")
     group.add_argument("--system-prompt", default="zh",
                        help="zh (the tutorial's), en (its published run's), boxed (asks for \\boxed{} too), or any text")
     group.add_argument("--target-lang", default="id", choices=LANGUAGES, help="language to think in, an ISO 639-1 code")
@@ -89,7 +89,10 @@ def load_rows(path, config="en", split="train"):
     kinds = {".jsonl": "json", ".json": "json", ".parquet": "parquet"}
     files = [path]
     if os.path.isdir(path):
-        files = sorted(os.path.join(path, name) for name in os.listdir(path) if os.path.splitext(name)[1] in kinds)
+        # a downloaded hub data set: CONFIG/SPLIT-00000-of-00001.parquet
+        folder = os.path.join(path, config) if os.path.isdir(os.path.join(path, config)) else path
+        files = sorted(os.path.join(folder, name) for name in os.listdir(folder) if os.path.splitext(name)[1] in kinds)
+        files = [file for file in files if os.path.basename(file).startswith(split)] or files
     kind = kinds.get(os.path.splitext(files[0])[1]) if files else "none"
     try:
         if kind == "none" or (kind and not os.path.exists(files[0])):

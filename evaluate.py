@@ -59,12 +59,12 @@ def samples_needed(p1, p2):
     return math.ceil((root / (p1 - p2)) ** 2)
 
 
-def verdict(comparison, n, base_rate, lora_rate):
-    """Return one sentence on a comparison (a value of summarize(...)["comparisons"])."""
+def verdict(comparison, n, base_rate, lora_rate, up="improved"):
+    """Return one sentence on a comparison (a value of summarize(...)["comparisons"]); `up` names a rise."""
     points, (low, high), p = (100 * comparison["difference"], comparison["difference_ci95"], comparison["mcnemar_p"])
     if p < 0.05:
         p_text = "p < 0.001" if p < 0.001 else f"p = {p:.3f}"
-        return (f"{'improved' if points > 0 else 'fell'} by {abs(points):.0f} points "
+        return (f"{up if points > 0 else 'fell'} by {abs(points):.0f} points "
                 f"(95 % CI {100 * low:.0f} to {100 * high:.0f}, n = {n}, {p_text})")
     sentence = f"no difference shown at n = {n} (p = {p:.2f})"
     if abs(points) < 1:
@@ -157,7 +157,8 @@ def report(samples, results, folder):
                 low, high = results[arm][f"{rate}_ci95"]
                 print(f"{rate:23} {arm}  {100 * results[arm][rate]:5.1f} %  (95 % CI {100 * low:.1f} to {100 * high:.1f})")
         if "comparisons" in results:
-            print(f"{'':23} {verdict(results['comparisons'][rate], n, results['base'][rate], results['lora'][rate])}")
+            up = "rose" if rate == "truncation_rate" else "improved"
+            print(f"{'':23} {verdict(results['comparisons'][rate], n, results['base'][rate], results['lora'][rate], up)}")
     for arm in ("base", "lora"):
         if arm in results:
             differ = results[arm]["langid_disagrees"]
@@ -186,19 +187,20 @@ if __name__ == "__main__":
     group.add_argument("--swanlab-mode", choices=["offline", "cloud", "local", "disabled"], default="offline", help="cloud needs `swanlab login`")
     parser.error = lambda message: parser.exit(2, f"error: {message}\n")
     args = parser.parse_args()
-    run = {}
+    run, split_seed = {}, args.seed
     run_file = os.path.join(args.output_dir, "run.json")
     if os.path.exists(run_file) and not args.rescore:
         run = json.load(open(run_file))
         names = ("model", "dataset", "dataset_config", "dataset_split", "system_prompt", "target_lang", "reasoning_tokens",
                  "max_prompt_quantile", "eval_fraction", "seed")
         parser.set_defaults(**{name: run["arguments"][name] for name in names}, load_in_4bit=run["effective"]["load_in_4bit"])
-        args = parser.parse_args()
+        args, split_seed = parser.parse_args(), run["arguments"]["seed"]
+        if args.model != run["arguments"]["model"]:
+            parser.set_defaults(load_in_4bit=False)  # for instance merged_16bit, evaluated alone
+            args = parser.parse_args()
 
     import rewards
     rewards.target_lang = args.target_lang
-    if args.reasoning_tokens:
-        rewards.reasoning_start, rewards.reasoning_end = args.reasoning_tokens
     if args.rescore:
         try:
             samples = [json.loads(line) for line in open(args.rescore, encoding="utf-8")]
@@ -214,7 +216,7 @@ if __name__ == "__main__":
     # Adapter, tokenizer and prompts
     started = time.time()
     adapter = None if args.adapter == "none" else args.adapter or os.path.join(args.output_dir, "grpo_lora")
-    folder = os.path.join(args.output_dir, "eval")
+    folder = os.path.join(args.output_dir, "eval" if adapter else "eval-alone")
     import torch
     from transformers import AutoConfig, AutoTokenizer
     try:
@@ -225,7 +227,7 @@ if __name__ == "__main__":
         if len(tokenizer) > AutoConfig.from_pretrained(args.model).vocab_size:
             raise ValueError(f"the tokenizer of {args.model} has {len(tokenizer)} tokens, more than the model's vocabulary")
         rewards.reasoning_start, rewards.reasoning_end = args.reasoning_tokens or get_reasoning_tokens(tokenizer)
-        dataset, held_out, _ = load_math_dataset(args, tokenizer)
+        dataset, held_out, _ = load_math_dataset(argparse.Namespace(**vars(args) | {"seed": split_seed}), tokenizer)
     except (ValueError, OSError) as error:
         parser.error(str(error).splitlines()[0])
     if args.split == "held-out":
@@ -265,7 +267,9 @@ if __name__ == "__main__":
         lora = adapter and LoRARequest("grpo_lora", 1, os.path.abspath(adapter))
         finished = llm.generate(
             [{"prompt_token_ids": row} for row in ids],
-            [SamplingParams(temperature=args.temperature, top_k=args.top_k, max_tokens=args.max_tokens, seed=seed) for seed in seeds],
+            [SamplingParams(temperature=args.temperature, top_k=args.top_k, seed=seed,
+                            max_tokens=min(1024, args.max_tokens) if index == 0 else args.max_tokens)  # as in the tutorial
+             for seed, (_, _, index) in zip(seeds, jobs)],
             lora_request=[lora if arm == "lora" else None for arm, _, _ in jobs])
         outputs = [(list(item.outputs[0].token_ids), item.outputs[0].finish_reason == "length") for item in finished]
     else:
@@ -278,7 +282,8 @@ if __name__ == "__main__":
             from peft import PeftModel
             model = PeftModel.from_pretrained(model, adapter)
         loaded = time.time()
-        sampling = ({"do_sample": True, "temperature": args.temperature, "top_k": args.top_k, "top_p": 1.0}
+        args.load_in_4bit = False  # results.json says what was evaluated
+        sampling = ({"do_sample": True, "temperature": args.temperature, "top_k": max(args.top_k, 0), "top_p": 1.0}
                     if args.temperature else {"do_sample": False})
         batches = []
         for arm in ("base", "lora"):

@@ -134,9 +134,10 @@ def make_card(name, model_name, arguments, results, record):
              f"# {public['model']}, trained with GRPO ({name})", "",
              f"Base model: {public['model']}. Data: {dataset}. Language to think in: {language}.",
              usage.get(name, "Load it with transformers or vLLM."), ""]
-    if results:
+    if results and "lora" in results:
         lines += [f"## Evaluation, n = {results['n']}", "", "| | base | trained |", "| --- | --- | --- |",
-                  *(f"| {key} | {value} | {results['lora'][key]} |" for key, value in results["base"].items()), ""]
+                  *(f"| {key} | {value} | {results['lora'][key]} |" for key, value in results["base"].items()
+                    if key != "langid_disagrees"), ""]
     for title, value in (("Checks of this export", record), ("Training arguments", public)):
         lines += [f"## {title}", "", "```json", json.dumps(value, indent=1, ensure_ascii=False), "```", ""]
     return "\n".join(lines)

@@ -18,6 +18,7 @@ A completion without `</think>` earns nothing from any of the three.
 
     python rewards.py      # the tutorial's own checks
 """
+import math
 import os
 import re
 
@@ -161,11 +162,14 @@ def extract_answer(text):
     answer = split_reasoning(text)[1]
     if answer is None:
         return set()
-    answer = re.sub(r"\\[,;! ]|\{,\}|[$*`]|\\(?:text|mathrm|left|right)\b", "", answer).replace("−", "-")
+    answer = re.sub(r"\\[,;! ]|\{,\}|\*\*|[$`]|\\(?:text|mathrm|left|right)\b", "", answer).replace("−", "-")
     answer = re.sub(r"\\[dt]?frac\s*\{(-?\d+)\}\s*\{(\d+)\}", r"\1/\2", answer).replace("^{", "^")
     boxed = re.findall(r"\\boxed\s*\{((?:[^{}]|\{[^{}]*\})*)\}", answer)
     labelled = re.findall(r"(?:answer|jawaban(?:nya)?)\W*?(?:[:=]|is|adalah|ialah)[^\w-]*(-?\d[^\n]*)", answer, re.IGNORECASE)
     final = boxed[-1] if boxed else labelled[-1] if labelled else answer
+    final = re.sub(r"(?<=\d) (?=\d{3}\b)", "", final)
+    if labelled and not boxed:  # "3 + 4 = 7": the result, not the first number
+        final = re.sub(rf"^{NUMBER}\s*(?:[-+*/×]|\\times|\\cdot)[^=\n]*=\s*", "", final)
     numbers = re.findall(rf"(?<![\w.,^/])({NUMBER})(?:\s*/\s*(\d+))?(?![\d^])", final)
     if not numbers:
         return set()
@@ -181,8 +185,11 @@ def is_correct(text, gold):
     All golds of DAPO-Math-17k and GSM8K are numbers, so math-verify (SymPy, ANTLR, and a timeout by signal that only
     works in the main thread) would buy nothing here; a fork with symbolic golds should call it in this place.
     """
-    gold_values = read_number(gold.strip().replace(" ", ""))
-    return bool(extract_answer(text) & gold_values) if gold_values else None
+    try:
+        number = float(gold.strip().replace(",", ""))
+    except ValueError:
+        return None
+    return number in extract_answer(text) if math.isfinite(number) else None
 
 
 def classify(words, languages):

@@ -1,13 +1,13 @@
 #!/usr/bin/env bash
-# Everything, from an empty machine to a model that thinks in Indonesian. Needs Python 3.11 or 3.12; never sudo.
+# Everything, from an empty machine to an exported model. Needs Python 3.11 or 3.12; never sudo.
 #
 #   bash run.sh             tutorial where an NVIDIA GPU is present, else demo
 #   bash run.sh tutorial    the tutorial, value for value: 100 steps of 1 prompt x 4 completions, 4-bit
 #   bash run.sh fast        the tutorial's rewards and lengths at the highest measured throughput, 16-bit
-#   bash run.sh improved    the recipe that learns: better rewards, room to finish, held-out evaluation, 16-bit
-#   bash run.sh demo        no GPU and no model download: a 1 M parameter model, about 5 minutes on 2 cores
+#   bash run.sh improved    better rewards, room to finish, held-out evaluation, 16-bit
+#   bash run.sh demo        no GPU and no model download: a 0.7 M parameter model, 4 minutes on 2 cores
 #
-# The first three want one 80 GB GPU (A100, H100; README has what fits 24 and 40 GB) and 50 GB of disk: 15 for packages,
+# The first three want one 80 GB GPU (A100, H100) and 50 GB of disk: 15 for packages,
 # 16 for the 8B model, 16 for merged_16bit.
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")"
@@ -52,13 +52,13 @@ case "$recipe ${2:-}" in
         "$python" export.py --format merged_16bit
         ;;
     fast\ *)        # 128 completions a step; stock TRL was measured faster than Unsloth in 16-bit (tests/gpu/RESULTS.md)
-        "$python" train.py --output-dir outputs-fast --engine trl --no-load-in-4bit --num-generations 16 \
+        "$python" train.py --output-dir outputs-fast --engine trl --num-generations 16 \
             --per-device-train-batch-size 8 --gradient-accumulation-steps 16 --gpu-memory-utilization 0.45 --beta 0
         "$python" evaluate.py --output-dir outputs-fast
         "$python" export.py --output-dir outputs-fast --engine trl --format merged_16bit
         ;;
     improved\ *)    # flags and their sources: README, "The improved recipe"
-        "$python" train.py --output-dir outputs-improved --engine trl --no-load-in-4bit --eval-fraction 0.02 \
+        "$python" train.py --output-dir outputs-improved --engine trl --eval-fraction 0.02 \
             --system-prompt boxed --rewards improved --max-seq-length 4096 --mask-truncated-completions --stop-if-stuck 20 \
             --num-generations 8 --per-device-train-batch-size 2 --gradient-accumulation-steps 32 --gpu-memory-utilization 0.45 \
             --loss-type dapo --beta 0 --epsilon-high 0.28 --learning-rate 2e-5 --min-p 0 --max-steps 200 --save-steps 50

@@ -6,13 +6,15 @@ Where this differs from the tutorial's text (README, "What differs", says why):
  3. min_p, top_p, top_k go through GRPOConfig; no seed goes to vLLM, which would make a group's completions alike.
  4. The check that the LoRA was trained can fail, and one before training shows that rollouts follow the adapter.
 
-    python train.py                                                    # the tutorial, one GPU with 40 GB or more
+    python train.py                                                    # the tutorial, one 80 GB GPU
     python train.py --engine trl --model ./tiny --dataset sums.jsonl   # stock TRL + PEFT: a CPU, or several GPUs
 """
 import argparse
 import importlib.metadata
+import importlib.util
 import json
 import os
+import resource
 import subprocess
 import sys
 import time
@@ -29,13 +31,13 @@ def check_adapter(folder, model=None):
     compares a fraction of zeros with a count of elements, which never fails.) Returns the adapter's configuration.
     """
     import torch
-    from safetensors import safe_open
+    from safetensors import SafetensorError, safe_open
     try:
         with open(os.path.join(folder, "adapter_config.json")) as file:
             config = json.load(file)
         with safe_open(os.path.join(folder, "adapter_model.safetensors"), framework="pt") as file:
             tensors = {key: file.get_tensor(key) for key in file.keys() if "lora_" in key}
-    except OSError as error:
+    except (OSError, SafetensorError) as error:
         raise ValueError(f"{folder} is not a LoRA adapter: it needs adapter_config.json and adapter_model.safetensors") from error
     bad = [key for key, tensor in tensors.items() if not torch.isfinite(tensor).all() or not tensor.any()]
     if bad or not tensors:
@@ -89,7 +91,7 @@ def find_stuck(log_history, n):
     for key, cause in causes.items():
         values = [row[key] for row in log_history if key in row]
         if n and len(values) >= n and min(values[-n:]) == 1:
-            return f"for {n} steps {cause}"
+            return f"for {n} logged steps {cause}"
     return None
 
 
@@ -99,13 +101,15 @@ if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0], formatter_class=argparse.ArgumentDefaultsHelpFormatter)
     add_data_arguments(parser)
     group = parser.add_argument_group("model and LoRA")
-    group.add_argument("--engine", choices=["unsloth", "trl"], default="unsloth", help="unsloth: the tutorial's; trl: stock TRL + PEFT, also on a CPU")
+    group.add_argument("--engine", choices=["unsloth", "trl"], default="unsloth",
+                       help="unsloth: the tutorial's; trl: stock TRL + PEFT, also on a CPU")
     group.add_argument("--max-seq-length", type=int, default=1024, help="prompt + completion, in tokens")
     group.add_argument("--load-in-4bit", action=argparse.BooleanOptionalAction, default=True, help="4-bit base (trl: always 16-bit)")
     group.add_argument("--fast-inference", action=argparse.BooleanOptionalAction, default=True, help="generate with vLLM (needs a GPU)")
     group.add_argument("--gpu-memory-utilization", type=float, default=0.7, help="vLLM's share of GPU memory, 0 to 1")
     group.add_argument("--lora-rank", type=int, default=32, help="LoRA rank r")
     group.add_argument("--lora-alpha", type=int, help="LoRA scale; default: 2 * rank")
+    group.add_argument("--target-modules", nargs="+", default=LORA_TARGETS, help="layers that get an adapter")
     group.add_argument("--use-gradient-checkpointing", choices=["unsloth", "true", "false"], default="unsloth",
                        help="recompute activations to save memory (trl: unsloth means true)")
     group = parser.add_argument_group("sampling")
@@ -116,11 +120,12 @@ if __name__ == "__main__":
     group.add_argument("--num-generations", type=int, default=4, help="completions per prompt (the group)")
     group = parser.add_argument_group("GRPO")
     group.add_argument("--rewards", choices=["tutorial", "improved"], default="tutorial", help="reward functions of rewards.py")
-    group.add_argument("--reward-weights", type=float, nargs="+", help="one weight per reward; default: 1 each, or IMPROVED_WEIGHTS")
-    group.add_argument("--loss-type", default="bnpo", help="TRL's loss_type; bnpo: Unsloth's default when the tutorial ran")
+    group.add_argument("--reward-weights", type=float, nargs="+", help="one per reward; default: 1 each, or IMPROVED_WEIGHTS")
+    group.add_argument("--loss-type", default="bnpo", choices=["bnpo", "grpo", "dr_grpo", "dapo", "cispo", "sapo", "luspo", "vespo"], help="TRL's loss_type; bnpo: Unsloth's default when the tutorial ran")
     group.add_argument("--beta", type=float, default=0.001, help="weight of the KL term; 0.001: Unsloth's default then")
     group.add_argument("--epsilon-high", type=float, help="upper clip; default: as the lower, 0.2")
-    group.add_argument("--scale-rewards", choices=["group", "batch", "none"], default="group", help="divide advantages by this standard deviation")
+    group.add_argument("--scale-rewards", choices=["group", "batch", "none"], default="group",
+                       help="whose standard deviation divides the advantages")
     group.add_argument("--mask-truncated-completions", action="store_true", help="leave cut-off completions out of the loss")
     group.add_argument("--learning-rate", type=float, default=5e-6, help="peak learning rate")
     group.add_argument("--weight-decay", type=float, default=0.01, help="AdamW's weight decay")
@@ -132,23 +137,30 @@ if __name__ == "__main__":
     group.add_argument("--gradient-accumulation-steps", type=int, default=1, help="micro-batches per step")
     group.add_argument("--max-steps", type=int, default=100, help="optimizer steps; -1: --num-train-epochs")
     group.add_argument("--num-train-epochs", type=float, default=1.0, help="passes over the data if --max-steps is -1")
-    group.add_argument("--stop-if-stuck", type=int, default=0, metavar="N", help="stop after N steps that cannot teach; 0: only warn")
+    group.add_argument("--stop-if-stuck", type=int, default=0, metavar="N", help="stop after N logged steps that cannot teach; 0: only warn")
     group = parser.add_argument_group("output")
     group.add_argument("--output-dir", default="outputs", help="folder for everything that is written")
+    group.add_argument("--logging-steps", type=int, default=1, help="steps between lines of metrics.jsonl and the tracker")
     group.add_argument("--save-steps", type=int, default=100, help="steps between checkpoints")
     group.add_argument("--eval-steps", type=int, default=0, help="steps between rewards on held-out prompts; 0: never")
     group.add_argument("--resume", action="store_true", help="continue from the last checkpoint in --output-dir")
     group.add_argument("--report-to", choices=["swanlab", "wandb", "tensorboard", "none"], default="swanlab", help="tracker")
-    group.add_argument("--swanlab-mode", choices=["offline", "cloud", "local", "disabled"], default="offline", help="cloud needs `swanlab login`")
+    group.add_argument("--swanlab-mode", choices=["offline", "cloud", "local", "disabled"], default="offline",
+                       help="cloud needs `swanlab login` or SWANLAB_API_KEY; offline needs neither")
     parser.error = lambda message: parser.exit(2, f"error: {message}\n")
     args = parser.parse_args()
     if args.per_device_train_batch_size == 1:
         args.per_device_train_batch_size = args.num_generations
-    if args.per_device_train_batch_size * args.gradient_accumulation_steps % args.num_generations:
+    if args.num_generations < 2:
+        parser.error("--num-generations must be at least 2: GRPO compares the completions of a group")
+    processes = int(os.environ.get("WORLD_SIZE", 1))
+    if args.per_device_train_batch_size * args.gradient_accumulation_steps * processes % args.num_generations:
         parser.error(f"--num-generations {args.num_generations} must divide --per-device-train-batch-size "
-                     f"{args.per_device_train_batch_size} * --gradient-accumulation-steps {args.gradient_accumulation_steps}")
+                     f"{args.per_device_train_batch_size} * --gradient-accumulation-steps {args.gradient_accumulation_steps} * {processes} processes")
     if args.eval_steps and not args.eval_fraction:
         parser.error("--eval-steps needs --eval-fraction")
+    if args.report_to != "none" and not importlib.util.find_spec(args.report_to):
+        parser.error(f"--report-to {args.report_to}: pip install {args.report_to}")
     started = time.time()
 
     # -----------------------------------------------------------------------------------------------------------------
@@ -167,11 +179,12 @@ if __name__ == "__main__":
                 fast_inference=args.fast_inference,
                 max_lora_rank=args.lora_rank,
                 gpu_memory_utilization=args.gpu_memory_utilization,
+                use_exact_model_name=True,  # quantise this model, as from the tutorial's local path; no ready-made 4-bit copy
             )
             model = FastLanguageModel.get_peft_model(
                 model,
                 r=args.lora_rank,
-                target_modules=LORA_TARGETS,
+                target_modules=args.target_modules,
                 lora_alpha=args.lora_alpha or 2 * args.lora_rank,
                 use_gradient_checkpointing={"true": True, "false": False}.get(args.use_gradient_checkpointing, "unsloth"),
                 random_state=args.seed,
@@ -184,16 +197,19 @@ if __name__ == "__main__":
             tokenizer = AutoTokenizer.from_pretrained(args.model)
             model = AutoModelForCausalLM.from_pretrained(args.model, dtype=torch.bfloat16 if gpu else torch.float32)
             peft_config = LoraConfig(r=args.lora_rank, lora_alpha=args.lora_alpha or 2 * args.lora_rank,
-                                     target_modules=LORA_TARGETS, task_type="CAUSAL_LM")
+                                     target_modules=args.target_modules, task_type="CAUSAL_LM")
+    except (ValueError, OSError, RuntimeError) as error:  # RuntimeError: Unsloth's word for a model that is not there
+        parser.error(f"cannot load {args.model}: {str(error).splitlines()[0]}")
 
-        # -------------------------------------------------------------------------------------------------------------
-        # Data and rewards
-        import rewards
+    # -----------------------------------------------------------------------------------------------------------------
+    # Data and rewards
+    import rewards
+    try:
         rewards.reasoning_start, rewards.reasoning_end = args.reasoning_tokens or get_reasoning_tokens(tokenizer)
         rewards.target_lang = args.target_lang
         dataset, held_out, maximum_length = load_math_dataset(args, tokenizer)
-    except (ValueError, OSError) as error:
-        parser.error(str(error).splitlines()[0])
+    except ValueError as error:
+        parser.error(str(error))
     first_prompt = tokenizer.apply_chat_template(dataset[0]["prompt"], tokenize=False, add_generation_prompt=True)
     rewards.think_is_prefilled = first_prompt.rstrip().endswith(rewards.reasoning_start)
     reward_funcs, reward_weights = ((rewards.TUTORIAL_REWARDS, None) if args.rewards == "tutorial" else
@@ -213,43 +229,46 @@ if __name__ == "__main__":
     checkpoint = get_last_checkpoint(args.output_dir) if args.resume and os.path.isdir(args.output_dir) else None
     if args.resume and not checkpoint:
         parser.error(f"--resume: no checkpoint in {args.output_dir}")
-    training_args = GRPOConfig(
-        temperature=args.temperature,
-        min_p=args.min_p,
-        top_p=args.top_p,
-        top_k=max(args.top_k, 0),  # vLLM calls "all" -1, TRL 0
-        learning_rate=args.learning_rate,
-        weight_decay=args.weight_decay,
-        warmup_steps=args.warmup_ratio,  # transformers 5 reads a value below 1 as a share of the steps
-        lr_scheduler_type=args.lr_scheduler_type,
-        optim=args.optim if gpu else "adamw_torch",
-        logging_steps=1,
-        per_device_train_batch_size=args.per_device_train_batch_size,
-        gradient_accumulation_steps=args.gradient_accumulation_steps,
-        num_generations=args.num_generations,
-        max_completion_length=max_completion_length,
-        max_steps=args.max_steps,
-        num_train_epochs=args.num_train_epochs,
-        save_steps=args.save_steps,
-        report_to=args.report_to,
-        output_dir=args.output_dir,
-        seed=args.seed,
-        bf16=gpu,
-        gradient_checkpointing=args.use_gradient_checkpointing != "false",
-        loss_type=args.loss_type,
-        beta=args.beta,
-        epsilon_high=args.epsilon_high,
-        scale_rewards=args.scale_rewards,
-        mask_truncated_completions=args.mask_truncated_completions,
-        reward_weights=args.reward_weights or reward_weights,
-        use_vllm=gpu and args.fast_inference,
-        vllm_gpu_memory_utilization=args.gpu_memory_utilization,
-        vllm_max_model_length=args.max_seq_length,
-        vllm_importance_sampling_correction=False,  # unknown when the tutorial ran; costs a forward pass a step
-        per_device_eval_batch_size=args.num_generations,
-        eval_strategy="steps" if args.eval_steps else "no",
-        eval_steps=args.eval_steps or None,
-    )
+    try:
+        training_args = GRPOConfig(
+            temperature=args.temperature,
+            min_p=args.min_p,
+            top_p=args.top_p,
+            top_k=max(args.top_k, 0),  # vLLM calls "all" -1, TRL 0
+            learning_rate=args.learning_rate,
+            weight_decay=args.weight_decay,
+            warmup_steps=args.warmup_ratio,  # transformers 5 reads a value below 1 as a share of the steps
+            lr_scheduler_type=args.lr_scheduler_type,
+            optim=args.optim if gpu else "adamw_torch",
+            logging_steps=args.logging_steps,
+            per_device_train_batch_size=args.per_device_train_batch_size,
+            gradient_accumulation_steps=args.gradient_accumulation_steps,
+            num_generations=args.num_generations,
+            max_completion_length=max_completion_length,
+            max_steps=args.max_steps,
+            num_train_epochs=args.num_train_epochs,
+            save_steps=args.save_steps,
+            report_to=args.report_to,
+            output_dir=args.output_dir,
+            seed=args.seed,
+            bf16=gpu,
+            gradient_checkpointing=args.use_gradient_checkpointing != "false",
+            loss_type=args.loss_type,
+            beta=args.beta,
+            epsilon_high=args.epsilon_high,
+            scale_rewards=args.scale_rewards,
+            mask_truncated_completions=args.mask_truncated_completions,
+            reward_weights=args.reward_weights or reward_weights,
+            use_vllm=gpu and args.fast_inference,
+            vllm_gpu_memory_utilization=args.gpu_memory_utilization,
+            vllm_max_model_length=args.max_seq_length,
+            vllm_importance_sampling_correction=False,  # unknown when the tutorial ran; costs a forward pass a step
+            per_device_eval_batch_size=args.num_generations,
+            eval_strategy="steps" if args.eval_steps else "no",
+            eval_steps=args.eval_steps or None,
+        )
+    except ValueError as error:  # a schedule, optimizer or combination that the library refuses
+        parser.error(str(error).splitlines()[0])
 
     class Watch(TrainerCallback):
         """Keep metrics.jsonl up to date; warn, or stop, when nothing can be learned."""
@@ -273,7 +292,8 @@ if __name__ == "__main__":
     if args.report_to == "swanlab" and is_main:
         # transformers' own callback fails with swanlab >= 0.8 unless a run is open
         import swanlab
-        swanlab.init(project="grpo-indonesian", mode=args.swanlab_mode, logdir=os.path.join(args.output_dir, "swanlog"), config=vars(args))
+        swanlab.init(project="grpo-indonesian", mode=args.swanlab_mode, logdir=os.path.join(args.output_dir, "swanlog"),
+                     config=vars(args))
     trainer = GRPOTrainer(
         model=model,
         processing_class=tokenizer,
@@ -290,6 +310,9 @@ if __name__ == "__main__":
         "completions_per_step": completions_per_step,
         "max_prompt_length": max_prompt_length,
         "max_completion_length": max_completion_length,
+        "warmup_steps": training_args.get_warmup_steps(args.max_steps) if args.max_steps > 0 else None,
+        "loss_type": training_args.loss_type,
+        "beta": training_args.beta,
         "load_in_4bit": args.engine == "unsloth" and args.load_in_4bit,
         "vllm": training_args.use_vllm,
         "optim": str(training_args.optim.value),
@@ -316,7 +339,8 @@ if __name__ == "__main__":
 
     steps = [row for row in trainer.state.log_history if "reward" in row]
     run = {
-        "arguments": vars(args) | {"reward_funcs": [f.__name__ for f in reward_funcs], "reward_weights": args.reward_weights or reward_weights},
+        "arguments": vars(args) | {"reward_funcs": [f.__name__ for f in reward_funcs],
+                                   "reward_weights": training_args.reward_weights},
         "effective": effective,
         "held_out": held_out and [prompt[-1]["content"] for prompt in held_out["prompt"]],
         "versions": {name: importlib.metadata.version(name) for name in
@@ -327,14 +351,16 @@ if __name__ == "__main__":
         "hardware": torch.cuda.get_device_name() if gpu else f"CPU, {os.cpu_count()} cores",
         "seconds": round(time.time() - started, 1),
         "seconds_to_first_step": watch.seconds_to_first_step,
-        "peak_memory_gib": round(torch.cuda.max_memory_reserved() / 2**30, 2) if gpu else None,
+        "peak_memory_gib": round(torch.cuda.max_memory_reserved() / 2**30 if gpu else
+                                 resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20, 2),
         "last_step": steps[-1],
     }
     with open(os.path.join(args.output_dir, "run.json"), "w") as file:
         json.dump(run, file, indent=1, ensure_ascii=False)
     for key in ("reward", "completions/clipped_ratio", "completions/mean_length", "frac_reward_zero_std", "kl"):
         print(f"{key}: {steps[0].get(key)} -> {steps[-1].get(key)}")
-    print(f"steps: {trainer.state.global_step}\nseconds: {run['seconds']}\npeak_memory_gib: {run['peak_memory_gib']}\nadapter: {adapter}")
+    print(f"steps: {trainer.state.global_step}\nseconds: {run['seconds']}\npeak_memory_gib: {run['peak_memory_gib']}")
+    print(f"adapter: {adapter}")
     if watch.stuck and args.stop_if_stuck:
         sys.exit(f"error: stopped at step {trainer.state.global_step}: {watch.stuck}")
     try:

@@ -44,6 +44,16 @@ def test_formats(tmp_path):
         assert data.load_rows(str(path)).to_list() == [{"prompt": "What is 1+1?", "answer": "2"}, {"prompt": "What is 2+2?", "answer": "4"}], path
 
 
+def test_a_downloaded_hub_folder(tmp_path):
+    """CONFIG/SPLIT-*.parquet: the configuration is a sub-folder, and the test split is not read with the train split."""
+    (tmp_path / "main").mkdir()
+    write(tmp_path / "main" / "train-0.jsonl", [{"question": "a", "answer": "#### 1"}])
+    write(tmp_path / "main" / "test-0.jsonl", [{"question": "b", "answer": "#### 2"}])
+    for folder in (tmp_path, tmp_path / "main"):
+        assert data.load_rows(str(folder), "main", "train").to_list() == [{"prompt": "a", "answer": "1"}]
+        assert data.load_rows(str(folder), "main", "test").to_list() == [{"prompt": "b", "answer": "2"}]
+
+
 @pytest.mark.parametrize("make, message", [
     (lambda p: p / "no.jsonl", "no such"), (lambda p: write(p / "empty.jsonl", []), "empty"), (lambda p: p, "no such"),
     (lambda p: write(p / "cols.jsonl", [{"text": "a"}]), "needed: prompt and solution"),

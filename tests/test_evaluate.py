@@ -50,6 +50,7 @@ def test_verdicts():
     assert make(50, 70, 8, 72) == "improved by 31 points (95 % CI 23 to 38, n = 200, p < 0.001)"
     assert make(0, 0, 6, 0) == "fell by 100 points (95 % CI -100 to -45, n = 6, p = 0.031)"
     assert make(5, 7, 3, 5) == "no difference shown at n = 20 (p = 0.34); about 97 per arm are needed for 20 points"  # the tutorial's 12 against 8
+    assert evaluate.verdict({"difference": 0.5, "difference_ci95": (0.3, 0.6), "mcnemar_p": 0.01}, 20, 0.1, 0.6, "rose").startswith("rose by 50 points")
     assert make(5, 5, 5, 5) == "no difference shown at n = 20 (p = 1.00)"
 
 
@@ -124,14 +125,14 @@ def test_one_model_alone(trained, tiny, tmp_path):
     done = run_script("evaluate.py", "--output-dir", tmp_path, "--model", tiny / "model", "--dataset", tiny / "train.jsonl", "--adapter", "none",
                       "--num-samples", 4, "--max-tokens", 8)
     assert done.returncode == 0, done.stderr[-2000:]
-    results = json.loads((tmp_path / "eval" / "results.json").read_text())
+    results = json.loads((tmp_path / "eval-alone" / "results.json").read_text())
     assert "lora" not in results and "difference" not in results and results["base"]["truncation_rate_ci95"]
 
 
 @pytest.mark.parametrize("flags, message", [
     (["--num-samples", "100000"], "the train split has"), (["--num-samples", "0"], "the train split has"), (["--adapter", "{tiny}/model"], "is not a LoRA adapter"),
     (["--adapter", "{tiny}/nothing"], "is not a LoRA adapter"), (["--model", "{tiny}/wide"], "was trained on"),
-    (["--model", "{tiny}/small/model"], "more than the model's vocabulary"), (["--split", "held-out", "--seed", "1"], "does not show that train.py left"),
+    (["--model", "{tiny}/small/model"], "more than the model's vocabulary"), (["--split", "held-out", "--eval-fraction", "0.3"], "does not show that train.py left"),
     (["--rescore", "{tiny}/nothing.jsonl"], "--rescore"), (["--output-dir", "/proc/nothing"], "error: ")])
 def test_bad_input_gets_one_line(trained, tiny, flags, message):
     if not (tiny / "wide").exists():

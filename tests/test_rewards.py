@@ -83,7 +83,8 @@ def test_tutorial_order_and_maximum():
     ("12 + 22 is 34.", "34", True), ("34<｜end▁of▁sentence｜>", "34", True), ("34 < 35, jadi 34</s>", "34", True),
     ("1.440", "1440", True), ("1,440", "1440", True), ("1\\,440", "1440", True), ("1{,}440", "1440", True), ("1.234.567", "1234567", True),
     ("3,5", "3.5", True), ("3.5", "3.5", True), ("-7", "-7", True), ("−7", "-7", True), ("7", "-7", False), ("\\boxed{\\frac{1}{2}}", "0.5", True),
-    ("\\boxed{\\frac{1}{2}}", "2", False), ("3/4", "0.75", True), ("2^{10}", "10", False), ("5-3", "3", True), ("\\boxed{}", "34", False),
+    ("\\boxed{\\frac{1}{2}}", "2", False), ("3/4", "0.75", True), ("Jawabannya adalah 2 + 17 = 19.", "19", True), ("The answer is 3 + 4 = 7", "7", True), ("Jawaban: 3 \\times 4 = 12", "12", True),
+    ("Answer: 5*4 = 20", "20", True), ("2*10", "210", False), ("\\boxed{1 000 000}", "1000000", True), ("1", "1,000", False), ("1.000", "1,000", True), ("2^{10}", "10", False), ("5-3", "3", True), ("\\boxed{}", "34", False),
     ("35", "34", False), ("34 or 35", "34", False), ("no number", "34", False), ("", "34", False), ("1/0", "1", False), ("34", " 34 ", True)])
 def test_is_correct(answer, gold, correct):
     assert rewards.is_correct(f"<think>{gold}</think>{answer}", gold) is correct

@@ -50,13 +50,13 @@ def test_resume_continues_and_improved_rewards_train(trained, tiny, tmp_path):
 def test_stop_if_stuck_names_the_cause(tiny, tmp_path):
     done = run_script("train.py", *train_arguments(tiny, tmp_path, rewards="improved", max_steps=5, max_seq_length=50, stop_if_stuck=2, report_to="none", eval_fraction=0.02,
                                                    eval_steps=1))
-    assert done.returncode == 1 and "error: stopped at step 2: for 2 steps every completion was cut at the token limit" in done.stderr
+    assert done.returncode == 1 and "error: stopped at step 2: for 2 logged steps every completion was cut at the token limit" in done.stderr
     assert any("eval_reward" in line for line in (tmp_path / "metrics.jsonl").read_text().splitlines())
 
 
 def test_find_stuck():
     row = {"completions/clipped_ratio": 1.0, "frac_reward_zero_std": 0.5}
-    assert train.find_stuck([row] * 3, 3).startswith("for 3 steps every completion was cut")
+    assert train.find_stuck([row] * 3, 3).startswith("for 3 logged steps every completion was cut")
     assert train.find_stuck([row] * 2, 3) is None
     assert train.find_stuck([row] * 3 + [row | {"completions/clipped_ratio": 0.9}], 3) is None
     assert "same reward" in train.find_stuck([row, {"train_loss": 0}, {"completions/clipped_ratio": 0, "frac_reward_zero_std": 1.0}], 1)
@@ -118,7 +118,8 @@ def test_guard_sees_whether_rollouts_follow_the_adapter(tiny, follows):
     ({"engine": "unsloth"}, "--engine unsloth needs an NVIDIA GPU"), ({"dataset": "nowhere.jsonl"}, "cannot load data set nowhere.jsonl"),
     ({"model": "/nowhere"}, "there is no folder /nowhere"), ({"num_generations": 3}, "--num-generations 3 must divide"),
     ({"max_seq_length": 20}, "leaves no token"), ({"resume": True}, "no checkpoint"), ({"reward_weights": 1}, "--reward-weights needs 5 values"),
-    ({"eval_fraction": 0, "eval_steps": 1}, "--eval-steps needs --eval-fraction"), ({"target_lang": "xx"}, "invalid choice: 'xx'")])
+    ({"num_generations": 1}, "at least 2"), ({"lr_scheduler_type": "foo"}, "foo"), ({"loss_type": "foo"}, "invalid choice: 'foo'"),
+    ({"report_to": "wandb"}, "pip install wandb"), ({"eval_fraction": 0, "eval_steps": 1}, "--eval-steps needs --eval-fraction"), ({"target_lang": "xx"}, "invalid choice: 'xx'")])
 def test_bad_input_gets_one_line_and_leaves_nothing(tiny, tmp_path, changes, message):
     done = run_script("train.py", *train_arguments(tiny, tmp_path / "outputs", **changes))
     assert done.returncode == 2 and not (tmp_path / "outputs").exists()
