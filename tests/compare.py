@@ -55,8 +55,8 @@ if args.plot:
         kind = json.load(open(f"{folder}/run.json"))["arguments"]["rewards"]
         steps = [r for r in map(json.loads, open(f"{folder}/metrics.jsonl")) if "reward" in r]
         for line, key in enumerate(keys[kind]):
-            axes[line][kind == "improved"].plot([r["step"] for r in steps], [r[key] for r in steps], label=os.path.basename(os.path.normpath(folder)))
-            axes[line][kind == "improved"].set_title(f"{kind}: {key.split('/')[1]}", fontsize=9)
+            axes[line][int(kind == "improved")].plot([r["step"] for r in steps], [r[key] for r in steps], label=os.path.basename(os.path.normpath(folder)))
+            axes[line][int(kind == "improved")].set_title(f"{kind}: {key.split('/')[1]}", fontsize=9)
     for axis in axes.flat:
         axis.legend(fontsize=7)
         axis.set_xlabel("step")
