@@ -13,7 +13,7 @@ from evaluate import RATES, wilson
 
 parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
 parser.add_argument("folders", nargs="+", help="output folders of train.py and evaluate.py")
-parser.add_argument("--plot", metavar="PNG", help="draw the mean reward parts of each step, one line a folder")
+parser.add_argument("--plot", metavar="PNG", help="draw reward parts against completions sampled, one line a folder")
 args = parser.parse_args()
 
 groups = {}
@@ -52,13 +52,18 @@ if args.plot:
             "improved": ("rewards/language_reward/mean", "rewards/answer_reward/mean")}
     figure, axes = plt.subplots(2, 2, figsize=(10, 6), sharex=True)
     for folder in args.folders:
-        kind = json.load(open(f"{folder}/run.json"))["arguments"]["rewards"]
+        run = json.load(open(f"{folder}/run.json"))
+        kind, size = run["arguments"]["rewards"], run["effective"]["completions_per_step"]
         steps = [r for r in map(json.loads, open(f"{folder}/metrics.jsonl")) if "reward" in r]
+        width = max(1, 128 // size)  # running mean over 128 completions
         for line, key in enumerate(keys[kind]):
-            axes[line][int(kind == "improved")].plot([r["step"] for r in steps], [r[key] for r in steps], label=os.path.basename(os.path.normpath(folder)))
-            axes[line][int(kind == "improved")].set_title(f"{kind}: {key.split('/')[1]}", fontsize=9)
+            values = [r[key] for r in steps]
+            means = [sum(values[i:i + width]) / width for i in range(len(values) - width + 1)]
+            axis = axes[line][int(kind == "improved")]
+            axis.plot([(i + width) * size for i in range(len(means))], means, label=os.path.basename(os.path.normpath(folder)))
+            axis.set_title(f"{kind}: {key.split('/')[1]}", fontsize=9)
     for axis in axes.flat:
         axis.legend(fontsize=7)
-        axis.set_xlabel("step")
+        axis.set_xlabel("completions sampled (running mean over 128)", fontsize=8)
     figure.tight_layout()
     figure.savefig(args.plot, dpi=100)
