@@ -131,7 +131,7 @@ RELATIVES = {"id": {"ms", "jv"}, "ms": {"id", "jv"}, "jv": {"id", "ms"}}
 CONTENDERS = {"en", "zh", "es", "fr", "de", "pt", "it", "ru", "ja", "ko", "vi", "ar"}  # what a model drifts into
 MIN_WORDS = 8       # langid needs about 50 characters
 WINDOW_WORDS = 16   # langid labels a window of words, so that code-switching gives a share and not a verdict
-MAX_WINDOWS = 16    # longer thoughts get longer windows: <= 3 ms a completion
+MAX_WINDOWS = 16    # of a longer thought every second, third, ... window is labelled: <= 3 ms a completion
 _identifiers = {}
 
 
@@ -192,13 +192,12 @@ def is_correct(text, gold):
     return number in extract_answer(text) if math.isfinite(number) else None
 
 
-def classify(words, languages):
-    """Return langid's label for a list of words among `languages` only (get_lang stays the tutorial's: all 97)."""
-    languages = tuple(sorted(languages))
-    if languages not in _identifiers:
-        _identifiers[languages] = langid.langid.LanguageIdentifier.from_modelstring(langid.langid.model)
-        _identifiers[languages].set_languages(languages)
-    return _identifiers[languages].classify(" ".join(words))[0]
+def get_identifier(lang):
+    """Return langid restricted to `lang`, its relatives and CONTENDERS (its own copy: get_lang stays the tutorial's)."""
+    if lang not in _identifiers:
+        _identifiers[lang] = langid.langid.LanguageIdentifier.from_modelstring(langid.langid.model)
+        _identifiers[lang].set_languages(sorted({lang} | RELATIVES.get(lang, set()) | CONTENDERS))
+    return _identifiers[lang]
 
 
 def language_share(thought, problem="", lang=None):
@@ -219,14 +218,18 @@ def language_share(thought, problem="", lang=None):
     words = re.findall(r"[\u0e00-\u0e7f\u3040-\u30ff\u4e00-\u9fff]|[^\W\d_]{2,}", thought)
     if len(words) < MIN_WORDS:
         return 0.0
-    family, share = {lang} | RELATIVES.get(lang, set()), 0.0
-    size = max(WINDOW_WORDS, -(-len(words) // MAX_WINDOWS))
-    for start in range(0, len(words), size):
-        window = words[start:start + size]
-        # a short rest is labelled together with the words before it
-        label = classify(words[max(0, min(start, len(words) - size)):start + size], family | CONTENDERS)
-        share += (label in family) * len(window) / len(words)
-    if share and len(family) > 1 and classify(words, family) != lang:
+    family = {lang} | RELATIVES.get(lang, set())
+    starts = range(0, len(words), WINDOW_WORDS)
+    starts = starts[::-(-len(starts) // MAX_WINDOWS)]  # evenly spaced ones of a long thought
+    windows = [words[start:start + WINDOW_WORDS] for start in starts]
+    # a short rest is labelled together with the words before it; one matrix product scores all windows
+    identifier = get_identifier(lang)
+    texts = [" ".join(words[max(0, min(start, len(words) - WINDOW_WORDS)):start + WINDOW_WORDS]) for start in starts]
+    features = langid.langid.np.array([identifier.instance2fv(text) for text in texts], dtype=identifier.nb_ptc.dtype)
+    labels = [identifier.nb_classes[i] for i in (features @ identifier.nb_ptc + identifier.nb_pc).argmax(1)]
+    share = sum(len(window) for window, label in zip(windows, labels) if label in family) / sum(map(len, windows))
+    whole = dict(zip(identifier.nb_classes, features.sum(0) @ identifier.nb_ptc + identifier.nb_pc))
+    if max(family, key=whole.get) != lang:
         share /= 2
     triples = list(zip(words, words[1:], words[2:]))
     return share * len(set(triples)) / len(triples)
