@@ -193,14 +193,12 @@ if __name__ == "__main__":
         run = json.load(open(run_file))
         names = ("model", "dataset", "dataset_config", "dataset_split", "system_prompt", "target_lang", "reasoning_tokens",
                  "max_prompt_quantile", "eval_fraction", "seed")
-        parser.set_defaults(**{name: run["arguments"][name] for name in names}, load_in_4bit=run["effective"]["load_in_4bit"])
+        parser.set_defaults(**{name: run["arguments"][name] for name in names})
+        same_model = parser.parse_args().model == run["arguments"]["model"]  # not so: merged_16bit alone, for instance
+        parser.set_defaults(load_in_4bit=same_model and run["effective"]["load_in_4bit"])
         args, split_seed = parser.parse_args(), run["arguments"]["seed"]
-        if args.model != run["arguments"]["model"]:
-            parser.set_defaults(load_in_4bit=False)  # for instance merged_16bit, evaluated alone
-            args = parser.parse_args()
 
     import rewards
-    rewards.target_lang = args.target_lang
     if args.rescore:
         try:
             samples = [json.loads(line) for line in open(args.rescore, encoding="utf-8")]
@@ -215,6 +213,7 @@ if __name__ == "__main__":
     # -----------------------------------------------------------------------------------------------------------------
     # Adapter, tokenizer and prompts
     started = time.time()
+    rewards.target_lang = args.target_lang
     adapter = None if args.adapter == "none" else args.adapter or os.path.join(args.output_dir, "grpo_lora")
     folder = os.path.join(args.output_dir, "eval" if adapter else "eval-alone")
     import torch

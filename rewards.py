@@ -18,6 +18,7 @@ A completion without `</think>` earns nothing from any of the three.
 
     python rewards.py      # the tutorial's own checks
 """
+import functools
 import math
 import os
 import re
@@ -132,7 +133,6 @@ CONTENDERS = {"en", "zh", "es", "fr", "de", "pt", "it", "ru", "ja", "ko", "vi", 
 MIN_WORDS = 8       # langid needs about 50 characters
 WINDOW_WORDS = 16   # langid labels a window of words, so that code-switching gives a share and not a verdict
 MAX_WINDOWS = 16    # of a longer thought every second, third, ... window is labelled: <= 3 ms a completion
-_identifiers = {}
 
 
 def split_reasoning(text):
@@ -192,23 +192,22 @@ def is_correct(text, gold):
     return number in extract_answer(text) if math.isfinite(number) else None
 
 
+@functools.cache
 def get_identifier(lang):
     """Return langid restricted to `lang`, its relatives and CONTENDERS (its own copy: get_lang stays the tutorial's)."""
-    if lang not in _identifiers:
-        _identifiers[lang] = langid.langid.LanguageIdentifier.from_modelstring(langid.langid.model)
-        _identifiers[lang].set_languages(sorted({lang} | RELATIVES.get(lang, set()) | CONTENDERS))
-    return _identifiers[lang]
+    identifier = langid.langid.LanguageIdentifier.from_modelstring(langid.langid.model)
+    identifier.set_languages(sorted({lang} | RELATIVES.get(lang, set()) | CONTENDERS))
+    return identifier
 
 
-def language_share(thought, problem="", lang=None):
-    """Return the share of a text, in [0, 1], that is in `lang` (default: target_lang): DeepSeek-R1's eq. 7, by windows.
+def language_share(thought, problem=""):
+    """Return the share of a text, in [0, 1], that is in target_lang: DeepSeek-R1's eq. 7, by windows.
 
     Mathematics, LaTeX, code, digits and the problem's own sentences are no language and are removed first. Windows in a
     relative (Malay, Javanese for Indonesian) count too, since langid confuses them on a line; but if the whole text is
     nearer to a relative, the share is halved. Fewer than MIN_WORDS words give 0. The share is multiplied by the share of
     word triples that are not repeats, so that saying one thing again cannot win.
     """
-    lang = lang or target_lang
     for sentence in re.split(r"(?<=[.!?])\s+|\n+", problem):
         if len(sentence) > 20:
             thought = thought.replace(sentence, " ")
@@ -218,18 +217,18 @@ def language_share(thought, problem="", lang=None):
     words = re.findall(r"[\u0e00-\u0e7f\u3040-\u30ff\u4e00-\u9fff]|[^\W\d_]{2,}", thought)
     if len(words) < MIN_WORDS:
         return 0.0
-    family = {lang} | RELATIVES.get(lang, set())
+    family = {target_lang} | RELATIVES.get(target_lang, set())
     starts = range(0, len(words), WINDOW_WORDS)
     starts = starts[::-(-len(starts) // MAX_WINDOWS)]  # evenly spaced ones of a long thought
     windows = [words[start:start + WINDOW_WORDS] for start in starts]
     # a short rest is labelled together with the words before it; one matrix product scores all windows
-    identifier = get_identifier(lang)
+    identifier = get_identifier(target_lang)
     texts = [" ".join(words[max(0, min(start, len(words) - WINDOW_WORDS)):start + WINDOW_WORDS]) for start in starts]
     features = langid.langid.np.array([identifier.instance2fv(text) for text in texts], dtype=identifier.nb_ptc.dtype)
     labels = [identifier.nb_classes[i] for i in (features @ identifier.nb_ptc + identifier.nb_pc).argmax(1)]
     share = sum(len(window) for window, label in zip(windows, labels) if label in family) / sum(map(len, windows))
     whole = dict(zip(identifier.nb_classes, features.sum(0) @ identifier.nb_ptc + identifier.nb_pc))
-    if max(family, key=whole.get) != lang:
+    if max(family, key=whole.get) != target_lang:
         share /= 2
     triples = list(zip(words, words[1:], words[2:]))
     return share * len(set(triples)) / len(triples)
