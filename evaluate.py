@@ -243,14 +243,16 @@ if __name__ == "__main__":
 
     system = {"role": "system", "content": make_system_prompt(args.system_prompt, args.target_lang)}
     user = {"role": "user", "content": "Solve (x + 2)^2 = 0"}
-    singles = [("base", "no template", "What is the sqrt of 101?"), ("lora", "no system prompt", render([user])),
-               ("lora", "system prompt", render([system, user])), ("base", "system prompt", render([system, user]))]
-    prompts = [render(row["prompt"]) for row in dataset]
-    jobs = [(arm, prompt) for arm, _, prompt in singles] + [(arm, prompt) for arm in ("base", "lora") for prompt in prompts]
-    jobs = [(arm, prompt, index) for index, (arm, prompt) in enumerate(jobs) if adapter or arm == "base"]
-    # The same prompt has the same seed in both arms.
-    seeds = [args.seed + (index - len(singles)) % len(prompts) if index >= len(singles) else args.seed for _, _, index in jobs]
-    ids = [tokenizer(prompt, add_special_tokens=False)["input_ids"] for _, prompt, _ in jobs]
+    arms = ("base", "lora") if adapter else ("base",)
+    singles = [{"arm": arm, "title": title, "prompt": prompt} for arm, title, prompt in (
+        ("base", "no template", "What is the sqrt of 101?"), ("lora", "no system prompt", render([user])),
+        ("lora", "system prompt", render([system, user])), ("base", "system prompt", render([system, user]))) if arm in arms]
+    samples = [{"prompt": row["prompt"][-1]["content"], "answer": row["answer"]} | {arm: {} for arm in arms} for row in dataset]
+    # A job: arm, prompt as text, seed, and the dictionary that takes the completion; a prompt has one seed for both arms
+    jobs = [(single["arm"], single["prompt"], args.seed, single) for single in singles]
+    for arm in arms:
+        jobs += [(arm, render(row["prompt"]), args.seed + i, samples[i][arm]) for i, row in enumerate(dataset)]
+    ids = [tokenizer(prompt, add_special_tokens=False)["input_ids"] for _, prompt, _, _ in jobs]
 
     # -----------------------------------------------------------------------------------------------------------------
     # Generate: outputs is a list of (token ids, was it cut off)
@@ -266,10 +268,9 @@ if __name__ == "__main__":
         lora = adapter and LoRARequest("grpo_lora", 1, os.path.abspath(adapter))
         finished = llm.generate(
             [{"prompt_token_ids": row} for row in ids],
-            [SamplingParams(temperature=args.temperature, top_k=args.top_k, seed=seed,
-                            max_tokens=min(1024, args.max_tokens) if index == 0 else args.max_tokens)  # as in the tutorial
-             for seed, (_, _, index) in zip(seeds, jobs)],
-            lora_request=[lora if arm == "lora" else None for arm, _, _ in jobs])
+            [SamplingParams(temperature=args.temperature, top_k=args.top_k, seed=seed, max_tokens=args.max_tokens)
+             for _, _, seed, _ in jobs],
+            lora_request=[lora if arm == "lora" else None for arm, _, _, _ in jobs])
         outputs = [(list(item.outputs[0].token_ids), item.outputs[0].finish_reason == "length") for item in finished]
     else:
         from contextlib import nullcontext
@@ -285,12 +286,12 @@ if __name__ == "__main__":
         sampling = ({"do_sample": True, "temperature": args.temperature, "top_k": max(args.top_k, 0), "top_p": 1.0}
                     if args.temperature else {"do_sample": False})
         batches = []
-        for arm in ("base", "lora"):
+        for arm in arms:
             own = [i for i, job in enumerate(jobs) if job[0] == arm]
             batches += [own[start:start + 64] for start in range(0, len(own), 64)]
         outputs = [None] * len(jobs)
         for batch in tqdm(batches, desc="generate"):
-            torch.manual_seed(seeds[batch[-1]])
+            torch.manual_seed(jobs[batch[-1]][2])
             padded = tokenizer.pad({"input_ids": [ids[i] for i in batch]}, padding_side="left", return_tensors="pt").to(device)
             with torch.no_grad(), model.disable_adapter() if adapter and jobs[batch[0]][0] == "base" else nullcontext():
                 rows = model.generate(**padded, max_new_tokens=args.max_tokens, **sampling)[:, padded["input_ids"].shape[1]:]
@@ -301,19 +302,14 @@ if __name__ == "__main__":
     # -----------------------------------------------------------------------------------------------------------------
     # Grade, save, summary
     seconds = {"load": round(loaded - started, 1), "generate": round(time.time() - loaded, 1)}
-    cells = [{"text": tokenizer.decode(row, skip_special_tokens=True), "tokens": len(row), "truncated": cut} for row, cut in outputs]
-    samples = [{"prompt": row["prompt"][-1]["content"], "answer": row["answer"]} for row in dataset]
-    single_prompts = []
-    for (arm, prompt, index), cell in zip(jobs, cells):
-        if index < len(singles):
-            single_prompts.append({"arm": arm, "prompt": prompt, "text": cell["text"]})
-            print(f"{'=' * 60}\n{arm}, {singles[index][1]}: {prompt}\n{cell['text']}")
-        else:
-            samples[(index - len(singles)) % len(samples)][arm] = cell
+    for (_, _, _, cell), (row, truncated) in zip(jobs, outputs):
+        cell |= {"text": tokenizer.decode(row, skip_special_tokens=True), "tokens": len(row), "truncated": truncated}
+    for single in singles:
+        print(f"{'=' * 60}\n{single['arm']}, {single['title']}: {single['prompt']}\n{single['text']}")
     results = summarize(samples) | {
         "split": args.split,
         "reasoning_tokens": [rewards.reasoning_start, rewards.reasoning_end],
-        "single_prompts": single_prompts,
+        "single_prompts": singles,
         "arguments": vars(args),
         "versions": run.get("versions"),
         "commit": run.get("commit"),
@@ -325,9 +321,8 @@ if __name__ == "__main__":
         import swanlab
         swanlab.init(project="grpo-indonesian", mode=args.swanlab_mode, logdir=os.path.join(args.output_dir, "swanlog"),
                      config=vars(args))
-        arms = [arm for arm in ("base", "lora") if arm in results]
         swanlab.log({f"eval/{arm}/{rate}": results[arm][rate] for arm in arms for rate in RATES})
         table = swanlab.echarts.Table()
-        table.add(["prompt", "answer"] + arms, [[row["prompt"], row["answer"]] + [row[arm]["text"] for arm in arms] for row in samples])
+        table.add(["prompt", "answer", *arms], [[row["prompt"], row["answer"], *(row[arm]["text"] for arm in arms)] for row in samples])
         swanlab.log({"eval/samples": table, "eval/picture": swanlab.Image(os.path.join(folder, "eval.png"))})
         swanlab.finish()

@@ -49,10 +49,10 @@ def make_question(rng, a, b, c):
     return rng.choice(QUESTIONS).format(a=a, b=b, c=c, name=rng.choice(NAMES), thing=rng.choice(THINGS))
 
 
-def make_completion(rng, a, b, c):
+def make_completion(rng, a, b, c, bare_answers=0.3):
     *parts, label = THOUGHTS[rng.choices(["en", "id", "de"], [50, 28, 22])[0]]
     thought = " ".join(rng.choice(part) for part in parts).format(first=f"{a}+{b}={a + b}", second=f"{a + b}+{c}={a + b + c}", sum=a + b + c)
-    answer = f"{a + b + c}" if rng.random() < 0.3 else f"{label} \\boxed{{{a + b + c}}}."
+    answer = f"{a + b + c}" if rng.random() < bare_answers else f"{label} \\boxed{{{a + b + c}}}."
     return f"<think>{thought}</think>{answer}"
 
 
@@ -86,6 +86,7 @@ if __name__ == "__main__":
     parser.add_argument("--steps", type=int, default=500, help="training steps")
     parser.add_argument("--batch-size", type=int, default=16, help="examples per step")
     parser.add_argument("--learning-rate", type=float, default=4e-3, help="peak learning rate")
+    parser.add_argument("--bare-answers", type=float, default=0.3, help="share of answers that are a number only, 0 to 1")
     parser.add_argument("--head-dim", type=int, default=32, help="size of an attention head (vLLM on a GPU: 64)")
     parser.add_argument("--seed", type=int, default=3407, help="random seed")
     args = parser.parse_args()
@@ -103,7 +104,7 @@ if __name__ == "__main__":
         """n examples with one system prompt, so that their lengths are alike."""
         system = {"role": "system", "content": make_system_prompt(rng.choice(list(SYSTEM_PROMPTS)), rng.choice(["id", "de"]))}
         for problem in rng.choices(taught, k=n):
-            yield [system, {"role": "user", "content": make_question(rng, *problem)}], make_completion(rng, *problem)
+            yield [system, {"role": "user", "content": make_question(rng, *problem)}], make_completion(rng, *problem, args.bare_answers)
 
     if args.init:
         tokenizer = AutoTokenizer.from_pretrained(args.init)
