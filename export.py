@@ -87,6 +87,7 @@ def gguf_agreement(path, texts, references):
         raise ValueError("it has no chat template")
     params = llama_cpp.LlamaContextParams()
     params.n_ctx = params.n_batch = 1 + max(len(prompt + completion) for prompt, completion in references)
+    params.n_threads = params.n_threads_batch = os.cpu_count()  # llama.cpp's default is 4
     context = llama_cpp.LlamaContext(model, params)
     sampler = llama_cpp.LlamaSampler(llama_cpp.LlamaSamplerChainParams())
     sampler.add_greedy()
