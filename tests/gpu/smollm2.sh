@@ -1,10 +1,10 @@
 #!/usr/bin/env bash
-# Recipes on real weights (SmolLM2-135M-Instruct), 3 seeds each, 960 completions a run, on one GPU at the same time; then an export.
+# Recipes on real weights (SmolLM2-135M-Instruct), 3 seeds each, 512 completions a run, on one GPU at the same time; then an export.
 #   bash tests/gpu/smollm2.sh SMOLLM2_FOLDER OUT     (the folder: tests/gpu/make_smollm2.py)
 # First the model is taught the demo's sums with answers in prose, for as long as leaves room above its accuracy. Then:
-#   tutorial         run.sh's recipe: 240 steps of 1 prompt x 4, learning rate 5e-6
+#   tutorial         run.sh's recipe: 128 steps of 1 prompt x 4, learning rate 5e-6
 #   tutorialrewards  the improved recipe's flags with the tutorial's rewards
-#   improved         the improved recipe: 30 steps of 4 prompts x 8, learning rate 1e-4 for this small model
+#   improved         the improved recipe: 16 steps of 4 prompts x 8, learning rate 1e-4 for this small model
 set -uo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/../.."
 base=$1 out=$2; mkdir -p "$out"
@@ -36,16 +36,16 @@ run() {
     echo "$name: $(grep -a "^steps" "$out/$name.log") $(grep -a "^seconds" "$out/$name.log" | head -n 1)"
 }
 improved=(--system-prompt boxed --mask-truncated-completions --loss-type dapo --beta 0 --epsilon-high 0.28 --min-p 0
-    --num-generations 8 --per-device-train-batch-size 32 --max-steps 30 --learning-rate 1e-4)
+    --num-generations 8 --per-device-train-batch-size 32 --max-steps 16 --learning-rate 1e-4)
 for seed in 1 2 3; do
-    run "tutorial-$seed" --seed $seed --system-prompt en --max-steps 240 &
-    sleep "${STAGGER:-12}"
+    run "tutorial-$seed" --seed $seed --system-prompt en --max-steps 128 &
+    sleep "${STAGGER:-8}"
 done
 for seed in 1 2 3; do
     run "improved-$seed" --seed $seed "${improved[@]}" --rewards improved &
-    sleep "${STAGGER:-12}"
+    sleep "${STAGGER:-8}"
     run "tutorialrewards-$seed" --seed $seed "${improved[@]}" --rewards tutorial &
-    sleep "${STAGGER:-12}"
+    sleep "${STAGGER:-8}"
 done
 wait
 python3 tests/compare.py "$out"/{tutorial,tutorialrewards,improved}-?
