@@ -41,9 +41,8 @@ for measurement in "$@"; do
                 --max-steps 2 --gpu-memory-utilization "$(u 0.45)" ;;
         adapter) step adapter 150 python3 tests/gpu/make_adapter.py "$model" "$out/x8" ;;
         evaluate)  # 4-bit with vLLM as in run.sh tutorial, then the tutorial's loop against one batch; needs adapter
-            step evaluate 300 python3 evaluate.py --model "$model" --dataset "$data" --adapter "$out/x8/grpo_lora" --max-tokens 512 --output-dir "$out/evaluate" \
-                --gpu-memory-utilization "$(u 0.7)"
-            step eval-speed 300 python3 tests/gpu/eval_speed.py "$model" "$out/x8/grpo_lora" "$data" ;;
+            step evaluate 400 python3 tests/gpu/eval_speed.py --model "$model" --dataset "$data" --adapter "$out/x8/grpo_lora" --max-tokens "${EVAL_TOKENS:-512}" \
+                --output-dir "$out/evaluate" --gpu-memory-utilization "$(u 0.7)" ;;
         export)  # needs adapter
             step export 700 python3 export.py --output-dir "$out/x8" --model "$model" --format merged_16bit merged_4bit lora gguf --quantization ${GGUF:-q8_0 q4_k_m} ;;
         serve)  # needs export
