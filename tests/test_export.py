@@ -7,6 +7,7 @@ import http.server
 import importlib.util
 import json
 import os
+import shutil
 import subprocess
 import sys
 import threading
@@ -114,10 +115,12 @@ def outputs(tmp_path_factory):
     return folder
 
 
-def run(*arguments, **environment):
-    """Run export.py on a CPU; return the finished process, its stderr without progress bars."""
+def run(*arguments, patch="", **environment):
+    """Run export.py on a CPU, after the statements `patch`; return the finished process."""
+    code = f"import runpy, sys; {patch}; sys.path.insert(0, {ROOT!r}); runpy.run_path({ROOT!r} + '/export.py', run_name='__main__')"
     clean = {key: value for key, value in os.environ.items() if key not in ("HF_TOKEN", "UNSLOTH_LLAMA_CPP_PATH")}
-    return subprocess.run([sys.executable, os.path.join(ROOT, "export.py"), *arguments], capture_output=True, text=True,
+    command = ["-c", code] if patch else [os.path.join(ROOT, "export.py")]
+    return subprocess.run([sys.executable, *command, *arguments], capture_output=True, text=True,
                           env={**clean, "CUDA_VISIBLE_DEVICES": "", "HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1",
                                **environment})
 
@@ -156,6 +159,29 @@ def test_failed_export_leaves_nothing(outputs, tmp_path):
     assert not os.path.exists(f"{outputs}/export/partial")
 
 
+def test_sharded(outputs, tmp_path):
+    """A model of several files, as 8B is: the proof of the weights and llama.cpp's converter go by its index."""
+    shutil.copytree(f"{outputs}/grpo_lora", tmp_path / "grpo_lora")
+    patch = ("import transformers; save = transformers.PreTrainedModel.save_pretrained; transformers.PreTrainedModel.save_pretrained = "
+             "lambda self, folder, **kw: save(self, folder, **{**kw, 'max_shard_size': '100KB'})")
+    model = json.load(open(f"{outputs}/run.json"))["arguments"]["model"]
+    done = run("--output-dir", str(tmp_path), "--model", model, "--engine", "trl", "--format", "merged_4bit", "gguf", patch=patch)
+    assert done.returncode == 0, done.stderr
+    formats = json.load(open(tmp_path / "export" / "export.json"))["formats"]
+    shards = [file for file in formats["merged_16bit"]["files"] if file.startswith("model-0")]
+    assert len(shards) > 2 and "model.safetensors.index.json" in formats["merged_16bit"]["files"]
+    assert formats["merged_16bit"]["weights"]["applied"] > 0.95 and set(formats["gguf"]["agreement"]) == {"q8_0"}
+
+
+def test_disk_is_checked_before_anything_is_written(outputs, tmp_path):
+    shutil.copytree(f"{outputs}/grpo_lora", tmp_path / "grpo_lora")
+    model = json.load(open(f"{outputs}/run.json"))["arguments"]["model"]
+    done = run("--output-dir", str(tmp_path), "--model", model, "--engine", "trl", "--format", "gguf",
+               patch="import shutil, types; shutil.disk_usage = lambda path: types.SimpleNamespace(free=1e7)")
+    assert done.returncode == 2 and done.stderr.startswith(f"error: not enough disk for {tmp_path}: "), done.stderr
+    assert os.listdir(tmp_path) == ["grpo_lora"]
+
+
 def test_merged_weights_are_compared():
     base = torch.randn(64, 64).bfloat16()
     delta = torch.randn(64, 4) @ torch.randn(4, 64) * 0.05
@@ -181,10 +207,10 @@ def test_bad_input(arguments, message, tmp_path):
 
 
 def test_push(outputs, tmp_path):
-    token, requests = "hf_" + "secret" * 6, []
+    token, requests, stored = "hf_" + "secret" * 6, [], {}
 
     class Hub(http.server.BaseHTTPRequestHandler):
-        """The calls of the Hub's HTTP interface with which huggingface_hub uploads; it refuses me/demo-merged_16bit."""
+        """The Hub's HTTP interface as huggingface_hub uploads, weights by git LFS; it refuses me/demo-merged_16bit."""
 
         def do_POST(self):
             body = self.rfile.read(int(self.headers["Content-Length"]))
@@ -192,12 +218,23 @@ def test_push(outputs, tmp_path):
             answer = {"url": "http://127.0.0.1/me/demo", "commitUrl": "http://127.0.0.1/me/demo/commit/1",
                       "commitOid": "1", "errors": [], "warnings": []}
             if "/preupload/" in self.path:
-                answer = {"files": [{"path": file["path"], "uploadMode": "regular", "shouldIgnore": False}
-                                    for file in json.loads(body)["files"]]}
+                answer = {"files": [{"path": file["path"], "uploadMode": "lfs" if file["path"].endswith("tensors") else "regular",
+                                     "shouldIgnore": False} for file in json.loads(body)["files"]]}
+            if self.path.endswith("/info/lfs/objects/batch"):
+                answer = {"transfer": "basic", "objects": [
+                    {**item, "actions": {"upload": {"href": f"http://127.0.0.1:{self.server.server_port}/store/{item['oid']}"}}}
+                    for item in json.loads(body)["objects"]]}
             self.send_response(403 if b'"demo-merged_16bit"' in body else 200)
             self.send_header("Content-Type", "application/json")
             self.end_headers()
             self.wfile.write(json.dumps(answer).encode())
+
+        def do_PUT(self):
+            stored[os.path.basename(self.path)] = self.rfile.read(int(self.headers["Content-Length"]))
+            assert "Authorization" not in self.headers, "the storage gets a signed address, not the token"
+            self.send_response(200)
+            self.send_header("Content-Length", "0")
+            self.end_headers()
 
         def log_message(self, *arguments):
             pass
@@ -205,7 +242,7 @@ def test_push(outputs, tmp_path):
     server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Hub)
     threading.Thread(target=server.serve_forever, daemon=True).start()
     done = run("--output-dir", outputs, "--engine", "trl", "--format", "lora", "merged_16bit", "--push-to-hub",
-               "me/demo", HF_TOKEN=token, HF_HUB_OFFLINE="0", HF_HOME=str(tmp_path),
+               "me/demo", HF_TOKEN=token, HF_HUB_OFFLINE="0", HF_HUB_DISABLE_XET="1", HF_HOME=str(tmp_path),
                HF_ENDPOINT=f"http://127.0.0.1:{server.server_port}")
     server.shutdown()
     assert done.returncode == 1 and done.stdout.count("pushed:") == 1
@@ -213,8 +250,10 @@ def test_push(outputs, tmp_path):
     assert {header for _, header, _ in requests} == {f"Bearer {token}"}
     assert requests[0][0] == "/api/repos/create" and json.loads(requests[0][2])["name"] == "demo-lora"
     commit, = (body for path, _, body in requests if path == "/api/models/me/demo-lora/commit/main")
-    sent = {line["value"]["path"]: base64.b64decode(line["value"]["content"])
-            for line in map(json.loads, commit.splitlines()) if line["key"] == "file"}
+    lines = [json.loads(line) for line in commit.splitlines()]
+    sent = {line["value"]["path"]: base64.b64decode(line["value"]["content"]) for line in lines if line["key"] == "file"}
+    assert [line["value"]["path"] for line in lines if line["key"] == "lfsFile"] == ["adapter_model.safetensors"]
+    sent |= {line["value"]["path"]: stored[line["value"]["oid"]] for line in lines if line["key"] == "lfsFile"}
     lora = f"{outputs}/export/lora"
     assert sent == {file: open(f"{lora}/{file}", "rb").read() for file in os.listdir(lora)}
     written = [open(os.path.join(folder, file), "rb").read() for top in (outputs, tmp_path)
