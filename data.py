@@ -37,7 +37,8 @@ def model_name(text):
 def add_data_arguments(parser):
     """Add the flags that data.py, train.py and evaluate.py share."""
     group = parser.add_argument_group("data")
-    group.add_argument("--model", type=model_name, default="deepseek-ai/DeepSeek-R1-0528-Qwen3-8B", help="model: hub name or local folder")
+    group.add_argument("--model", type=model_name, default="deepseek-ai/DeepSeek-R1-0528-Qwen3-8B",
+                       help="model: hub name or local folder")
     group.add_argument("--dataset", default="open-r1/DAPO-Math-17k-Processed",
                        help="hub name, or a local .jsonl/.json/.parquet file or folder")
     group.add_argument("--dataset-config", default="en", help="configuration (sub-folder) of a data set (GSM8K: main)")

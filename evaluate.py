@@ -77,7 +77,8 @@ def grade(text, truncated, gold, problem):
     from rewards import get_lang, is_correct, language_share, split_reasoning, target_lang
     lang, correct = get_lang(text), bool(is_correct(text, gold))
     return {"lang": lang, "language_share": language_share(split_reasoning(text)[0], problem),
-            "indonesian_rate": lang == target_lang, "accuracy": correct, "indonesian_and_correct": lang == target_lang and correct, "truncation_rate": truncated}
+            "indonesian_rate": lang == target_lang, "accuracy": correct,
+            "indonesian_and_correct": lang == target_lang and correct, "truncation_rate": truncated}
 
 
 def summarize(samples):
@@ -97,7 +98,8 @@ def summarize(samples):
         # langid's one label against the graded share: good Indonesian read as Malay, or a foreign thought as Indonesian
         differ = [cell for cell in cells if (cell["language_share"] >= 0.5) != cell["indonesian_rate"]]
         examples = [{key: cell[key] for key in ("lang", "language_share", "text")} for cell in differ[:3]]
-        results[arm]["langid_disagrees"] = {"n": len(differ), "labels": sorted({cell["lang"] for cell in differ}), "examples": examples}
+        results[arm]["langid_disagrees"] = {"n": len(differ), "labels": sorted({cell["lang"] for cell in differ}),
+                                            "examples": examples}
     if len(arms) == 2:
         results["comparisons"] = {}
         for rate in RATES:
@@ -174,17 +176,21 @@ if __name__ == "__main__":
     group = parser.add_argument_group("evaluation")
     group.add_argument("--output-dir", default="outputs", help="train.py's output folder; results go to its eval/")
     group.add_argument("--adapter", help="LoRA folder, or none for the model alone (default: OUTPUT_DIR/grpo_lora)")
-    group.add_argument("--split", choices=["train", "held-out"], default="train", help="prompts to sample; train: the tutorial's choice")
+    group.add_argument("--split", choices=["train", "held-out"], default="train",
+                       help="prompts to sample; train: the tutorial's choice")
     group.add_argument("--num-samples", type=int, default=20, help="number of prompts")
     group.add_argument("--max-tokens", type=int, default=2048, help="longest completion, in tokens")
     group.add_argument("--temperature", type=float, default=1.0, help="sampling temperature; 0: greedy")
     group.add_argument("--top-k", type=int, default=50, help="number of tokens to sample from")
-    group.add_argument("--load-in-4bit", action=argparse.BooleanOptionalAction, default=True, help="4-bit base (GPU; default: as trained)")
-    group.add_argument("--fast-inference", action=argparse.BooleanOptionalAction, default=True, help="generate with vLLM (needs a GPU)")
+    group.add_argument("--load-in-4bit", action=argparse.BooleanOptionalAction, default=True,
+                       help="4-bit base (GPU; default: as trained)")
+    group.add_argument("--fast-inference", action=argparse.BooleanOptionalAction, default=True,
+                       help="generate with vLLM (needs a GPU)")
     group.add_argument("--gpu-memory-utilization", type=float, default=0.7, help="vLLM's share of GPU memory, 0 to 1")
     group.add_argument("--rescore", metavar="FILE", help="only grade this samples.jsonl again")
     group.add_argument("--report-to", choices=["swanlab", "none"], default="none", help="tracker")
-    group.add_argument("--swanlab-mode", choices=["offline", "cloud", "local", "disabled"], default="offline", help="cloud needs `swanlab login`")
+    group.add_argument("--swanlab-mode", choices=["offline", "cloud", "local", "disabled"], default="offline",
+                       help="cloud needs `swanlab login`")
     parser.error = lambda message: parser.exit(2, f"error: {message}\n")
     args = parser.parse_args()
     run, split_seed = {}, args.seed
@@ -232,7 +238,8 @@ if __name__ == "__main__":
     if args.split == "held-out":
         questions = held_out and [prompt[-1]["content"] for prompt in held_out["prompt"]]
         if not questions or questions != run.get("held_out") or {p[-1]["content"] for p in dataset["prompt"]} & set(questions):
-            parser.error(f"--split held-out: {run_file} does not show that train.py left these prompts out; train with --eval-fraction")
+            parser.error(f"--split held-out: {run_file} does not show that train.py left these prompts out; train with "
+                         "--eval-fraction")
         dataset = held_out
     if args.num_samples > len(dataset) or args.num_samples < 1:
         parser.error(f"--num-samples {args.num_samples}: the {args.split} split has {len(dataset)} prompts")
@@ -277,7 +284,8 @@ if __name__ == "__main__":
         from tqdm import tqdm
         from transformers import AutoModelForCausalLM
         device = "cuda" if torch.cuda.is_available() else "cpu"
-        model = AutoModelForCausalLM.from_pretrained(args.model, dtype=torch.bfloat16 if device == "cuda" else torch.float32).to(device)
+        dtype = torch.bfloat16 if device == "cuda" else torch.float32
+        model = AutoModelForCausalLM.from_pretrained(args.model, dtype=dtype).to(device)
         if adapter:
             from peft import PeftModel
             model = PeftModel.from_pretrained(model, adapter)
@@ -323,6 +331,7 @@ if __name__ == "__main__":
                      config=vars(args))
         swanlab.log({f"eval/{arm}/{rate}": results[arm][rate] for arm in arms for rate in RATES})
         table = swanlab.echarts.Table()
-        table.add(["prompt", "answer", *arms], [[row["prompt"], row["answer"], *(row[arm]["text"] for arm in arms)] for row in samples])
+        rows = [[row["prompt"], row["answer"], *(row[arm]["text"] for arm in arms)] for row in samples]
+        table.add(["prompt", "answer", *arms], rows)
         swanlab.log({"eval/samples": table, "eval/picture": swanlab.Image(os.path.join(folder, "eval.png"))})
         swanlab.finish()

@@ -36,9 +36,14 @@ else
     if ! cmp -s "$requirements" "$venv/installed.txt"; then
         base=
         for candidate in ${PYTHON:-} python3.11 python3.12 python3; do
-            if "$candidate" -c 'import sys; sys.exit(sys.version_info[:2] not in ((3, 11), (3, 12)))' 2> /dev/null; then base=$candidate; break; fi
+            if "$candidate" -c 'import sys; sys.exit(sys.version_info[:2] not in ((3, 11), (3, 12)))' 2> /dev/null; then
+                base=$candidate
+                break
+            fi
         done
-        if [ -z "$base" ]; then echo "error: Python 3.11 or 3.12 is needed; name it: PYTHON=/path/to/python bash run.sh" >&2; exit 2; fi
+        if [ -z "$base" ]; then
+            echo "error: Python 3.11 or 3.12 is needed; name it: PYTHON=/path/to/python bash run.sh" >&2; exit 2
+        fi
         "$base" -m venv --clear "$venv"
         "$python" -m pip install --quiet --requirement "$requirements"
         cp "$requirements" "$venv/installed.txt"

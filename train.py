@@ -104,8 +104,10 @@ if __name__ == "__main__":
     group.add_argument("--engine", choices=["unsloth", "trl"], default="unsloth",
                        help="unsloth: the tutorial's; trl: stock TRL + PEFT, also on a CPU")
     group.add_argument("--max-seq-length", type=int, default=1024, help="prompt + completion, in tokens")
-    group.add_argument("--load-in-4bit", action=argparse.BooleanOptionalAction, default=True, help="4-bit base (trl: always 16-bit)")
-    group.add_argument("--fast-inference", action=argparse.BooleanOptionalAction, default=True, help="generate with vLLM (needs a GPU)")
+    group.add_argument("--load-in-4bit", action=argparse.BooleanOptionalAction, default=True,
+                       help="4-bit base (trl: always 16-bit)")
+    group.add_argument("--fast-inference", action=argparse.BooleanOptionalAction, default=True,
+                       help="generate with vLLM (needs a GPU)")
     group.add_argument("--gpu-memory-utilization", type=float, default=0.7, help="vLLM's share of GPU memory, 0 to 1")
     group.add_argument("--lora-rank", type=int, default=32, help="LoRA rank r")
     group.add_argument("--lora-alpha", type=int, help="LoRA scale; default: 2 * rank")
@@ -121,7 +123,8 @@ if __name__ == "__main__":
     group = parser.add_argument_group("GRPO")
     group.add_argument("--rewards", choices=["tutorial", "improved"], default="tutorial", help="reward functions of rewards.py")
     group.add_argument("--reward-weights", type=float, nargs="+", help="one per reward; default: 1 each, or IMPROVED_WEIGHTS")
-    group.add_argument("--loss-type", default="bnpo", choices=["bnpo", "grpo", "dr_grpo", "dapo", "cispo", "sapo", "luspo", "vespo"], help="TRL's loss_type; bnpo: Unsloth's default when the tutorial ran")
+    group.add_argument("--loss-type", default="bnpo", choices=["bnpo", "grpo", "dr_grpo", "dapo", "cispo", "sapo", "luspo", "vespo"],
+                       help="TRL's loss_type; bnpo: Unsloth's default when the tutorial ran")
     group.add_argument("--beta", type=float, default=0.001, help="weight of the KL term; 0.001: Unsloth's default then")
     group.add_argument("--epsilon-high", type=float, help="upper clip; default: as the lower, 0.2")
     group.add_argument("--scale-rewards", choices=["group", "batch", "none"], default="group",
@@ -137,7 +140,8 @@ if __name__ == "__main__":
     group.add_argument("--gradient-accumulation-steps", type=int, default=1, help="micro-batches per step")
     group.add_argument("--max-steps", type=int, default=100, help="optimizer steps; -1: --num-train-epochs")
     group.add_argument("--num-train-epochs", type=float, default=1.0, help="passes over the data if --max-steps is -1")
-    group.add_argument("--stop-if-stuck", type=int, default=0, metavar="N", help="stop after N logged steps that cannot teach; 0: only warn")
+    group.add_argument("--stop-if-stuck", type=int, default=0, metavar="N",
+                       help="stop after N logged steps that cannot teach; 0: only warn")
     group = parser.add_argument_group("output")
     group.add_argument("--output-dir", default="outputs", help="folder for everything that is written")
     group.add_argument("--logging-steps", type=int, default=1, help="steps between lines of metrics.jsonl and the tracker")
@@ -156,7 +160,8 @@ if __name__ == "__main__":
     processes = int(os.environ.get("WORLD_SIZE", 1))
     if args.per_device_train_batch_size * args.gradient_accumulation_steps * processes % args.num_generations:
         parser.error(f"--num-generations {args.num_generations} must divide --per-device-train-batch-size "
-                     f"{args.per_device_train_batch_size} * --gradient-accumulation-steps {args.gradient_accumulation_steps} * {processes} processes")
+                     f"{args.per_device_train_batch_size} * --gradient-accumulation-steps {args.gradient_accumulation_steps} "
+                     f"* {processes} processes")
     if args.eval_steps and not args.eval_fraction:
         parser.error("--eval-steps needs --eval-fraction")
     if args.report_to != "none" and not importlib.util.find_spec(args.report_to):

@@ -88,7 +88,9 @@ def test_guard_sees_whether_rollouts_follow_the_adapter(tiny, follows):
     import torch
     from peft import LoraConfig, get_peft_model
     from transformers import AutoModelForCausalLM
-    model = get_peft_model(AutoModelForCausalLM.from_pretrained(tiny / "model"), LoraConfig(target_modules=train.LORA_TARGETS, task_type="CAUSAL_LM"))
+    torch.manual_seed(0)
+    model = get_peft_model(AutoModelForCausalLM.from_pretrained(tiny / "model"),
+                           LoraConfig(r=32, lora_alpha=64, target_modules=train.LORA_TARGETS, task_type="CAUSAL_LM"))
     base = AutoModelForCausalLM.from_pretrained(tiny / "model")
 
     class Engine:  # what train.py uses of TRL's VLLMGeneration; a real model generates
