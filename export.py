@@ -1,7 +1,7 @@
 """Export the trained model as 16-bit, 4-bit, LoRA or GGUF, prove every export, and push it to the Hub.
 
 The tutorial's sections "保存为float16格式用于VLLM" and "GGUF / llama.cpp 转换". Where this differs from them:
- 1. An export appears in OUTPUT_DIR/export only once it is complete and answers like base + adapter.
+ 1. An export appears in OUTPUT_DIR/export only once it is complete and (not lora) answers like base + adapter.
  2. Unsloth refuses save_method="merged_4bit"; here merged_16bit is quantised to a bitsandbytes nf4 checkpoint.
  3. GGUF needs no network, compiler or sudo: converter and quantiser are Python packages. It has an Ollama Modelfile.
  4. Rounding to 16 bits can drop most of a short training's change: export.json says how much of it is left.
@@ -313,7 +313,7 @@ if __name__ == "__main__":
             record["weights"] = {"sampled": len(compared), "largest_error": max(errors), "tolerance": 2**-7,
                                  "applied": min(applied), "possible": min(possible)}
             print("weights:", record["weights"])
-            if max(errors) > 2**-7 or min(applied) < 0.01 or any(abs(a - p) > 0.05 for a, p in zip(applied, possible)):
+            if max(errors) > 2**-7 or not any(applied) or any(abs(a - p) > 0.05 for a, p in zip(applied, possible)):
                 sys.exit("error: the merged weights are not base + B @ A * scale")
             if min(applied) < 0.9:
                 print(f"warning: bfloat16 rounding leaves {min(applied):.0%} of the adapter's change in some weights, "

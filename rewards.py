@@ -146,9 +146,9 @@ def split_reasoning(text):
 def read_number(text):
     """Return the set of values that a numeral can mean: "1.440" is 1440 in Indonesian and 1.44 in English."""
     values = set()
-    if re.fullmatch(r"-?\d{1,3}(,\d{3})*(\.\d+)?|-?\d+(\.\d+)?", text):
+    if re.fullmatch(r"-?([1-9]\d{0,2}(,\d{3})+|\d+)(\.\d+)?", text):
         values.add(float(text.replace(",", "")))
-    if re.fullmatch(r"-?\d{1,3}(\.\d{3})*(,\d+)?|-?\d+(,\d+)?", text):
+    if re.fullmatch(r"-?([1-9]\d{0,2}(\.\d{3})+|\d+)(,\d+)?", text):
         values.add(float(text.replace(".", "").replace(",", ".")))
     return values
 
@@ -157,19 +157,22 @@ def extract_answer(text):
     """Return the values that a completion's final answer can mean, an empty set if it has none.
 
     Read after the last `</think>`: the last \\boxed{}, else the last "Answer:" or "Jawaban:", else the last number.
-    Fractions are read as their value.
+    Fractions are read as their value; a box with a root or pi in it has none.
     """
     answer = split_reasoning(text)[1]
     if answer is None:
         return set()
-    answer = re.sub(r"\\[,;! ]|\{,\}|\*\*|[$`]|\\(?:text|mathrm|left|right)\b", "", answer).replace("−", "-")
-    answer = re.sub(r"\\[dt]?frac\s*\{(-?\d+)\}\s*\{(\d+)\}", r"\1/\2", answer).replace("^{", "^")
+    answer = re.sub(r"\\[,;! ]|\{,\}|\*\*|[$`°]|\^\{?\\circ\}?|_(?:\d|\{\d+\})|Rp\.?\s*(?=\d)|\\(?:text|mathrm|mathbf|left|right)\b",
+                    "", answer).replace("−", "-")
+    answer = re.sub(r"\\[dt]?frac\s*(?:\{(-?\d+)\}\s*\{(\d+)\}|(\d)(\d))", r"\1\3/\2\4", answer).replace("^{", "^")
     boxed = re.findall(r"\\boxed\s*\{((?:[^{}]|\{[^{}]*\})*)\}", answer)
     labelled = re.findall(r"(?:answer|jawaban(?:nya)?)\W*?(?:[:=]|is|adalah|ialah)[^\w-]*(-?\d[^\n]*)", answer, re.IGNORECASE)
     final = boxed[-1] if boxed else labelled[-1] if labelled else answer
     final = re.sub(r"(?<=\d) (?=\d{3}\b)", "", final)
+    if boxed and re.search(r"\\(?:sqrt|pi|[dt]?frac)", final):
+        return set()
     if labelled and not boxed:  # "3 + 4 = 7": the result, not the first number
-        final = re.sub(rf"^{NUMBER}\s*(?:[-+*/×]|\\times|\\cdot)[^=\n]*=\s*", "", final)
+        final = re.sub(rf"^{NUMBER}\s*(?:[-+*/×x%]|\\times|\\cdot)[^=\n]*=\s*", "", final)
     numbers = re.findall(rf"(?<![\w.,^/])({NUMBER})(?:\s*/\s*(\d+))?(?![\d^])", final)
     if not numbers:
         return set()
@@ -211,7 +214,7 @@ def language_share(thought, problem=""):
     for sentence in re.split(r"(?<=[.!?])\s+|\n+", problem):
         if len(sentence) > 20:
             thought = thought.replace(sentence, " ")
-    thought = re.sub(r"```.*?(?:```|$)|\$\$.*?\$\$|\$[^$\n]*\$|\\\[.*?\\\]|\\\(.*?\\\)|\\[a-zA-Z]+(?:\{[^{}]*\})*|`[^`\n]*`",
+    thought = re.sub(r"```.*?(?:```|$)|\$\$.*?\$\$|\$(?=\S)[^$\n]*(?<=\S)\$(?!\d)|\\\[.*?\\\]|\\\(.*?\\\)|\\[a-zA-Z]+(?:\{[^{}]*\})*|`[^`\n]*`",
                      " ", thought, flags=re.DOTALL)
     # A word is two letters or more, or one sign of a script that is written without spaces.
     words = re.findall(r"[\u0e00-\u0e7f\u3040-\u30ff\u4e00-\u9fff]|[^\W\d_]{2,}", thought)

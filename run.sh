@@ -3,11 +3,13 @@
 #
 #   bash run.sh             tutorial where an NVIDIA GPU is present, else demo
 #   bash run.sh tutorial    the tutorial, value for value: 100 steps of 1 prompt x 4 completions, 4-bit
-#   bash run.sh fast        the tutorial's rewards and lengths at the highest measured throughput, 16-bit
+#   bash run.sh fast        the tutorial's rewards and lengths at a high throughput, 16-bit
 #   bash run.sh improved    better rewards, room to finish, held-out evaluation, 16-bit
 #   bash run.sh demo        no GPU and no model download: a 0.7 M parameter model, 4 minutes on 2 cores
 #
-# The first three want one 80 GB GPU (A100, H100) and 50 GB of disk: 15 for packages,
+# What follows the recipe goes to train.py: bash run.sh tutorial --model ./DeepSeek-R1-0528-Qwen3-8B --dataset ./DAPO-Math-17k
+#
+# The first three want one 80 GB GPU (A100, H100) with a driver for CUDA 13, and 50 GB of disk: 15 for packages,
 # 16 for the 8B model, 16 for merged_16bit.
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")"
@@ -50,16 +52,20 @@ else
     fi
 fi
 
+if [ $venv = .venv ] && ! "$python" -c 'import sys, torch; sys.exit(not torch.cuda.is_available())'; then
+    echo "error: PyTorch does not see the GPU: the driver must support CUDA 13 (nvidia-smi names its CUDA version)" >&2; exit 2
+fi
+
 case "$recipe ${2:-}" in
     tutorial\ *)    # 20 to 70 minutes of training: 14 s a step on an H100, 44 s in the tutorial's own log (A100)
-        "$python" train.py
+        "$python" train.py "${@:2}"
         "$python" evaluate.py
         "$python" export.py --format merged_16bit
         ;;
     fast\ *)        # 128 completions a step; stock TRL was measured faster than Unsloth in 16-bit (tests/gpu/RESULTS.md)
         # learning rate: the tutorial's times the square root of 32 times the completions (arXiv 2205.10287)
         "$python" train.py --output-dir outputs-fast --engine trl --num-generations 16 --learning-rate 3e-5 \
-            --per-device-train-batch-size 8 --gradient-accumulation-steps 16 --gpu-memory-utilization 0.45 --beta 0
+            --per-device-train-batch-size 8 --gradient-accumulation-steps 16 --gpu-memory-utilization 0.45 --beta 0 "${@:2}"
         "$python" evaluate.py --output-dir outputs-fast
         "$python" export.py --output-dir outputs-fast --engine trl --format merged_16bit
         ;;
@@ -67,7 +73,8 @@ case "$recipe ${2:-}" in
         "$python" train.py --output-dir outputs-improved --engine trl --eval-fraction 0.02 \
             --system-prompt boxed --rewards improved --max-seq-length 4096 --mask-truncated-completions --stop-if-stuck 20 \
             --num-generations 8 --per-device-train-batch-size 2 --gradient-accumulation-steps 32 --gpu-memory-utilization 0.45 \
-            --loss-type dapo --beta 0 --epsilon-high 0.28 --learning-rate 2e-5 --min-p 0 --max-steps 200 --save-steps 50
+            --loss-type dapo --beta 0 --epsilon-high 0.28 --learning-rate 2e-5 --min-p 0 --max-steps 200 --save-steps 50 \
+            "${@:2}"
         "$python" evaluate.py --output-dir outputs-improved --split held-out --num-samples 200 --max-tokens 3900
         "$python" export.py --output-dir outputs-improved --engine trl --format merged_16bit
         ;;
@@ -76,7 +83,7 @@ case "$recipe ${2:-}" in
         "$python" tests/make_demo_model.py --output-dir demo
         "$python" train.py --output-dir outputs-demo --engine trl --model demo/model --dataset demo/train.jsonl --eval-fraction 0.4 \
             --max-seq-length 144 --num-generations 8 --per-device-train-batch-size 32 --learning-rate 1e-3 --max-steps 40 \
-            --use-gradient-checkpointing false
+            --use-gradient-checkpointing false "${@:2}"
         "$python" evaluate.py --output-dir outputs-demo --split held-out --num-samples 200 --max-tokens 100
         "$python" export.py --output-dir outputs-demo --engine trl --format merged_16bit
         ;;

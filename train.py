@@ -7,7 +7,7 @@ Where this differs from the tutorial's text (README, "What differs", says why):
  4. The check that the LoRA was trained can fail, and one before training shows that rollouts follow the adapter.
 
     python train.py                                                    # the tutorial, one 80 GB GPU
-    python train.py --engine trl --model ./tiny --dataset sums.jsonl   # stock TRL + PEFT: a CPU, or several GPUs
+    python train.py --engine trl --model ./tiny --dataset sums.jsonl   # stock TRL + PEFT: also on a CPU
 """
 import argparse
 import importlib.metadata
@@ -51,7 +51,8 @@ def check_adapter(folder, model=None):
                       for name in (config["base_model_name_or_path"], model))
         if trained_on != hidden_size or base != this:
             raise ValueError(f"adapter {folder} was trained on {config['base_model_name_or_path']} (hidden size "
-                             f"{trained_on}), not on {model} (hidden size {hidden_size}): pass its base as --model")
+                             f"{trained_on}), not on {model} (hidden size {hidden_size}): pass its base as --model, "
+                             "a folder of the same name")
     return config
 
 
@@ -155,6 +156,9 @@ if __name__ == "__main__":
     args = parser.parse_args()
     if args.per_device_train_batch_size == 1:
         args.per_device_train_batch_size = args.num_generations
+    args.lora_alpha = args.lora_alpha or 2 * args.lora_rank
+    if not 0 <= args.warmup_ratio < 1:
+        parser.error("--warmup-ratio must be at least 0 and less than 1")
     if args.num_generations < 2:
         parser.error("--num-generations must be at least 2: GRPO compares the completions of a group")
     processes = int(os.environ.get("WORLD_SIZE", 1))
@@ -190,7 +194,7 @@ if __name__ == "__main__":
                 model,
                 r=args.lora_rank,
                 target_modules=args.target_modules,
-                lora_alpha=args.lora_alpha or 2 * args.lora_rank,
+                lora_alpha=args.lora_alpha,
                 use_gradient_checkpointing={"true": True, "false": False}.get(args.use_gradient_checkpointing, "unsloth"),
                 random_state=args.seed,
             )
@@ -201,7 +205,7 @@ if __name__ == "__main__":
             set_seed(args.seed)
             tokenizer = AutoTokenizer.from_pretrained(args.model)
             model = AutoModelForCausalLM.from_pretrained(args.model, dtype=torch.bfloat16 if gpu else torch.float32)
-            peft_config = LoraConfig(r=args.lora_rank, lora_alpha=args.lora_alpha or 2 * args.lora_rank,
+            peft_config = LoraConfig(r=args.lora_rank, lora_alpha=args.lora_alpha,
                                      target_modules=args.target_modules, task_type="CAUSAL_LM")
     except (ValueError, OSError, RuntimeError) as error:  # RuntimeError: Unsloth's word for a model that is not there
         parser.error(f"cannot load {args.model}: {str(error).splitlines()[0]}")
@@ -351,8 +355,8 @@ if __name__ == "__main__":
         "versions": {name: importlib.metadata.version(name) for name in
                      ("torch", "transformers", "trl", "peft", "datasets", "unsloth", "vllm", "langid")
                      if any(importlib.metadata.distributions(name=name))},
-        "commit": subprocess.run(["git", "rev-parse", "HEAD"], cwd=os.path.dirname(os.path.abspath(__file__)),
-                                 capture_output=True, text=True).stdout.strip(),
+        "commit": subprocess.run("git rev-parse HEAD", shell=True, cwd=os.path.dirname(os.path.abspath(__file__)),
+                                 capture_output=True, text=True).stdout.strip(),  # a shell, for where git is not installed
         "hardware": torch.cuda.get_device_name() if gpu else f"CPU, {os.cpu_count()} cores",
         "seconds": round(time.time() - started, 1),
         "seconds_to_first_step": watch.seconds_to_first_step,

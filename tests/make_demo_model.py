@@ -1,4 +1,4 @@
-"""Build the demo: a tiny Qwen3 with DeepSeek-R1's tags, and problems for it. No download, about a minute on two cores.
+"""Build the demo: a tiny Qwen3 with DeepSeek-R1's tags, and problems for it. No download, two minutes on two cores.
 
 The model (0.7 M parameters) is taught sums by plain next-token training. Its worked steps are English in 50 % of the
 examples, Indonesian in 28 % and German in 22 %, whatever language the system prompt asks for: GRPO has to change that.

@@ -24,7 +24,7 @@ improved="--system-prompt boxed --rewards improved --mask-truncated-completions 
         echo "run tutorial-$seed --seed $seed --max-steps 320"
         echo "run improved-$seed --seed $seed" $improved
     done
-    for seed in 1 2 3; do echo "run tutorialrewards-$seed --seed $seed" $improved --rewards tutorial; done
+    echo "run tutorialrewards-1 --seed 1" $improved --rewards tutorial
     echo "run noanswer-1 --seed 1" $improved --reward-weights 0 1 0.5
     echo "run nolanguage-1 --seed 1" $improved --reward-weights 2 0 0.5
     echo "run noformat-1 --seed 1" $improved --reward-weights 2 1 0

@@ -85,6 +85,10 @@ def test_tutorial_order_and_maximum():
     ("3,5", "3.5", True), ("3.5", "3.5", True), ("-7", "-7", True), ("−7", "-7", True), ("7", "-7", False), ("\\boxed{\\frac{1}{2}}", "0.5", True),
     ("\\boxed{\\frac{1}{2}}", "2", False), ("3/4", "0.75", True), ("Jawabannya adalah 2 + 17 = 19.", "19", True), ("The answer is 3 + 4 = 7", "7", True), ("Jawaban: 3 \\times 4 = 12", "12", True),
     ("Answer: 5*4 = 20", "20", True), ("2*10", "210", False), ("\\boxed{1 000 000}", "1000000", True), ("1", "1,000", False), ("1.000", "1,000", True), ("2^{10}", "10", False), ("5-3", "3", True), ("\\boxed{}", "34", False),
+    ("\\boxed{34^\\circ}", "34", True), ("\\boxed{34^{\\circ}}", "34", True), ("34°", "34", True), ("\\boxed{34_{10}}", "34", True), ("Rp1.440", "1440", True),
+    ("\\boxed{\\frac34}", "0.75", True), ("Jawabannya adalah 2 x 3 = 6", "6", True), ("The answer is 50% of 80 = 40", "40", True),
+    ("\\boxed{0.125}", "125", False), ("\\boxed{0.125}", "0.125", True), ("\\boxed{3\\sqrt{2}}", "2", False), ("\\boxed{2\\pi}", "2", False),
+    ("\\boxed{\\frac{\\pi}{4}}", "4", False),
     ("35", "34", False), ("34 or 35", "34", False), ("no number", "34", False), ("", "34", False), ("1/0", "1", False), ("34", " 34 ", True)])
 def test_is_correct(answer, gold, correct):
     assert rewards.is_correct(f"<think>{gold}</think>{answer}", gold) is correct
@@ -231,3 +235,10 @@ def test_fuzz(text, gold):
             assert function is rewards.answer_reward
         else:
             assert math.isfinite(scores[0]) and low <= scores[0] <= high
+
+
+def test_dollar_amounts_are_no_mathematics():
+    prose = ("Harga sebuah buku adalah {0}5 dan harga sebuah tas adalah dua puluh dua kali lebih mahal, sehingga Ani harus membayar jumlah yang "
+             "cukup besar untuk membeli keduanya di pasar, yaitu menjadi {0}35 setelah potongan harga diberikan oleh penjual itu.")
+    assert rewards.language_share(prose.format("$")) > 0.9 and rewards.language_share(prose.format("Rp ")) > 0.9
+    assert rewards.language_share("$the first one is x and the other one is y$ " * 3) == 0.0

@@ -121,7 +121,7 @@ def test_guard_sees_whether_rollouts_follow_the_adapter(tiny, follows):
     ({"model": "/nowhere"}, "there is no folder /nowhere"), ({"num_generations": 3}, "--num-generations 3 must divide"),
     ({"max_seq_length": 20}, "leaves no token"), ({"resume": True}, "no checkpoint"), ({"reward_weights": 1}, "--reward-weights needs 5 values"),
     ({"num_generations": 1}, "at least 2"), ({"lr_scheduler_type": "foo"}, "foo"), ({"loss_type": "foo"}, "invalid choice: 'foo'"),
-    ({"report_to": "wandb"}, "pip install wandb"), ({"eval_fraction": 0, "eval_steps": 1}, "--eval-steps needs --eval-fraction"), ({"target_lang": "xx"}, "invalid choice: 'xx'")])
+    ({"report_to": "wandb"}, "pip install wandb"), ({"warmup_ratio": 1}, "--warmup-ratio must be at least 0 and less than 1"), ({"eval_fraction": 0, "eval_steps": 1}, "--eval-steps needs --eval-fraction"), ({"target_lang": "xx"}, "invalid choice: 'xx'")])
 def test_bad_input_gets_one_line_and_leaves_nothing(tiny, tmp_path, changes, message):
     done = run_script("train.py", *train_arguments(tiny, tmp_path / "outputs", **changes))
     assert done.returncode == 2 and not (tmp_path / "outputs").exists()
