@@ -24,15 +24,18 @@ improved="--system-prompt boxed --rewards improved --mask-truncated-completions 
         echo "run tutorial-$seed --seed $seed --max-steps 320"
         echo "run improved-$seed --seed $seed" $improved
     done
-    echo "run tutorialrewards-1 --seed 1" $improved --rewards tutorial
-    echo "run noanswer-1 --seed 1" $improved --reward-weights 0 1 0.5
-    echo "run nolanguage-1 --seed 1" $improved --reward-weights 2 0 0.5
-    echo "run noformat-1 --seed 1" $improved --reward-weights 2 1 0
+    for seed in 1 2 3; do
+        echo "run tutorialrewards-$seed --seed $seed" $improved --rewards tutorial
+        echo "run noanswer-$seed --seed $seed" $improved --reward-weights 0 1 0.5
+        echo "run nolanguage-$seed --seed $seed" $improved --reward-weights 2 0 0.5
+        echo "run noformat-$seed --seed $seed" $improved --reward-weights 2 1 0
+    done
     echo "run german-1 --seed 1 --target-lang de" $improved
     prose="--model $OUT/prose/model --dataset $OUT/prose/train.jsonl $improved --max-steps 60"
     for seed in 1 2 3; do
         echo "run proseimproved-$seed --seed $seed" $prose
         echo "run prosetutorial-$seed --seed $seed" $prose --rewards tutorial
+        echo "run prosenoanswer-$seed --seed $seed" $prose --reward-weights 0 1 0.5
     done
 } | xargs -P 2 -I COMMAND bash -c COMMAND
 "$PYTHON" tests/compare.py "$OUT"/*-[123]
