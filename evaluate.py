@@ -255,10 +255,11 @@ if __name__ == "__main__":
         ("base", "no template", "What is the sqrt of 101?"), ("lora", "no system prompt", render([user])),
         ("lora", "system prompt", render([system, user])), ("base", "system prompt", render([system, user]))) if arm in arms]
     samples = [{"prompt": row["prompt"][-1]["content"], "answer": row["answer"]} | {arm: {} for arm in arms} for row in dataset]
+    prompts = [render(row["prompt"]) for row in dataset]
     # A job: arm, prompt as text, seed, and the dictionary that takes the completion; a prompt has one seed for both arms
     jobs = [(single["arm"], single["prompt"], args.seed, single) for single in singles]
     for arm in arms:
-        jobs += [(arm, render(row["prompt"]), args.seed + i, samples[i][arm]) for i, row in enumerate(dataset)]
+        jobs += [(arm, prompt, args.seed + i, sample[arm]) for i, (prompt, sample) in enumerate(zip(prompts, samples))]
     ids = [tokenizer(prompt, add_special_tokens=False)["input_ids"] for _, prompt, _, _ in jobs]
 
     # -----------------------------------------------------------------------------------------------------------------

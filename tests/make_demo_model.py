@@ -49,7 +49,7 @@ def make_question(rng, a, b, c):
     return rng.choice(QUESTIONS).format(a=a, b=b, c=c, name=rng.choice(NAMES), thing=rng.choice(THINGS))
 
 
-def make_completion(rng, a, b, c, bare_answers=0.3):
+def make_completion(rng, a, b, c, bare_answers):
     *parts, label = THOUGHTS[rng.choices(["en", "id", "de"], [50, 28, 22])[0]]
     thought = " ".join(rng.choice(part) for part in parts).format(first=f"{a}+{b}={a + b}", second=f"{a + b}+{c}={a + b + c}", sum=a + b + c)
     answer = f"{a + b + c}" if rng.random() < bare_answers else f"{label} \\boxed{{{a + b + c}}}."

@@ -44,24 +44,25 @@ def test_run_sh_refuses_in_one_line(arguments, path, message, tmp_path):
     assert done.returncode == 2 and done.stderr.startswith("error: ") and message in done.stderr and len(done.stderr.splitlines()) == 1
 
 
+def run_with_stand_ins(folder, *arguments, **programs):
+    """Run run.sh with shell scripts in place of the named programs, and without making an environment."""
+    for name, text in programs.items():
+        (folder / name).write_text(f"#!/bin/sh\n{text}\n")
+        (folder / name).chmod(0o755)
+    return subprocess.run(["bash", str(ROOT / "run.sh"), *arguments], capture_output=True, text=True,
+                          env=os.environ | {"PATH": f"{folder}:{os.environ['PATH']}", "SKIP_INSTALL": "1"})
+
+
 @pytest.mark.parametrize("recipe", ["tutorial", "fast", "improved", "demo"])
 def test_run_sh_gives_further_flags_to_train(recipe, tmp_path):
-    for name, text in (("nvidia-smi", "exit 0"), ("python3", 'echo "$@"')):
-        (tmp_path / name).write_text(f"#!/bin/sh\n{text}\n")
-        (tmp_path / name).chmod(0o755)
-    done = subprocess.run(["bash", str(ROOT / "run.sh"), recipe, "--seed", "7"], capture_output=True, text=True,
-                          env=os.environ | {"PATH": f"{tmp_path}:{os.environ['PATH']}", "SKIP_INSTALL": "1"})
+    done = run_with_stand_ins(tmp_path, recipe, "--seed", "7", **{"nvidia-smi": "exit 0", "python3": 'echo "$@"'})
     calls = [line for line in done.stdout.splitlines() if line.startswith(("train.py", "evaluate.py", "export.py"))]
     assert done.returncode == 0 and [call.split()[0] for call in calls] == ["train.py", "evaluate.py", "export.py"]
     assert [call.endswith(" --seed 7") for call in calls] == [True, False, False]
 
 
 def test_run_sh_names_a_driver_that_is_too_old(tmp_path):
-    for name, status in (("nvidia-smi", 0), ("python3", 1)):
-        (tmp_path / name).write_text(f"#!/bin/sh\nexit {status}\n")
-        (tmp_path / name).chmod(0o755)
-    done = subprocess.run(["bash", str(ROOT / "run.sh"), "fast"], capture_output=True, text=True,
-                          env=os.environ | {"PATH": f"{tmp_path}:{os.environ['PATH']}", "SKIP_INSTALL": "1"})
+    done = run_with_stand_ins(tmp_path, "fast", **{"nvidia-smi": "exit 0", "python3": "exit 1"})
     assert done.returncode == 2 and done.stderr.startswith("error: PyTorch does not see the GPU") and done.stderr.count("\n") == 1
 
 

@@ -65,4 +65,6 @@ for measurement in "$@"; do
         *) echo "unknown measurement $measurement" ;;
     esac
 done
-python3 tests/gpu/table.py $(ls -d "$out"/*/metrics.jsonl 2> /dev/null | xargs -rn 1 dirname)
+shopt -s nullglob
+runs=("$out"/*/metrics.jsonl)
+python3 tests/gpu/table.py "${runs[@]%/metrics.jsonl}"
