@@ -204,7 +204,9 @@ if __name__ == "__main__":
             from transformers import AutoModelForCausalLM, AutoTokenizer, set_seed
             set_seed(args.seed)
             tokenizer = AutoTokenizer.from_pretrained(args.model)
-            model = AutoModelForCausalLM.from_pretrained(args.model, dtype=torch.bfloat16 if gpu else torch.float32)
+            model = AutoModelForCausalLM.from_pretrained(
+                args.model, dtype=torch.bfloat16 if gpu else torch.float32,
+                device_map=int(os.environ.get("LOCAL_RANK", 0)) if gpu else None)  # straight to its GPU
             peft_config = LoraConfig(r=args.lora_rank, lora_alpha=args.lora_alpha,
                                      target_modules=args.target_modules, task_type="CAUSAL_LM")
     except (ValueError, OSError, RuntimeError) as error:  # RuntimeError: Unsloth's word for a model that is not there

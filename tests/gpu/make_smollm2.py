@@ -7,15 +7,17 @@ import os
 import sys
 
 import torch
-from tokenizers import pre_tokenizers
+from tokenizers import decoders, pre_tokenizers
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 source, target = sys.argv[1:3]
 file = os.path.basename(glob.glob(f"{source}/*.gguf")[0])
 tokenizer = AutoTokenizer.from_pretrained(source, gguf_file=file)
-# GGUF names SmolLM2's pre-tokenizer without spelling it out, and transformers reads a default in its place
+# GGUF names SmolLM2's pre-tokenizer without spelling it out, and transformers puts Llama's defaults in its place
 tokenizer.backend_tokenizer.pre_tokenizer = pre_tokenizers.Sequence([pre_tokenizers.Digits(individual_digits=True),
                                                                      pre_tokenizers.ByteLevel(add_prefix_space=False)])
+tokenizer.backend_tokenizer.decoder = decoders.ByteLevel()
+tokenizer.backend_tokenizer.model.byte_fallback = False
 tokenizer.eos_token = tokenizer.pad_token = "<|im_end|>"  # the file's own end token is the template's <|im_start|>
 tokenizer.save_pretrained(target)
 dequantised = AutoModelForCausalLM.from_pretrained(source, gguf_file=file, dtype=torch.bfloat16)
