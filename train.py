@@ -30,7 +30,7 @@ def check_adapter(folder, model=None):
     Every lora_A and lora_B tensor must be finite and have a non-zero value. (The tutorial, "验证LoRA确实被训练了！",
     compares a fraction of zeros with a count of elements, which never fails.) Returns the adapter's configuration.
     """
-    import torch
+    import numpy as np
     from safetensors import SafetensorError, safe_open
     try:
         with open(os.path.join(folder, "adapter_config.json")) as file:
@@ -39,7 +39,9 @@ def check_adapter(folder, model=None):
             tensors = {key: file.get_tensor(key) for key in file.keys() if "lora_" in key}
     except (OSError, SafetensorError) as error:
         raise ValueError(f"{folder} is not a LoRA adapter: it needs adapter_config.json and adapter_model.safetensors") from error
-    bad = [key for key, tensor in tensors.items() if not torch.isfinite(tensor).all() or not tensor.any()]
+    # numpy: torch's threads cost 24 s here on a 32-core host
+    largest = {key: np.abs(tensor.float().numpy()).max() for key, tensor in tensors.items()}
+    bad = [key for key, value in largest.items() if not 0 < value < np.inf]
     if bad or not tensors:
         raise ValueError(f"adapter {folder} is not trained: {len(bad)} of {len(tensors)} tensors are zero or not finite"
                          + (f", {bad[0]} for one" if bad else ""))
@@ -60,8 +62,10 @@ def check_rollouts_follow_adapter(trainer, prompt_ids):
     """Exit with status 1 if vLLM samples from the base model instead of from the adapter that is trained.
 
     Some pairs of TRL and Unsloth versions did so, with a finite loss and exit status 0 (unsloth#8701). For two greedy
-    generations of 16 tokens the adapter is filled with noise and put back; the outputs must differ.
+    generations of 16 tokens the adapter is filled with noise and put back. Tokens or their log-probabilities must differ:
+    tokens alone do not, where a model is sure of its first sentence.
     """
+    import numpy as np
     vllm = trainer.vllm_generation
     lora_b = [p for name, p in trainer.model.named_parameters() if "lora_B" in name]
     kept = [p.detach().clone() for p in lora_b], vllm.temperature, vllm.max_completion_length
@@ -69,17 +73,18 @@ def check_rollouts_follow_adapter(trainer, prompt_ids):
 
     def generate():
         vllm.sync_weights()
-        return [list(ids) for ids in vllm.generate(prompts=[prompt_ids], images=None, num_generations=1)[1]]
+        _, ids, logprobs, _ = vllm.generate(prompts=[prompt_ids], images=None, num_generations=1)
+        return list(ids[0]), np.array(logprobs[0], dtype=float)
 
-    without = generate()
+    ids, logprobs = generate()
     for p in lora_b:
         p.data.normal_(std=0.1)
-    with_noise = generate()
+    ids_with_noise, logprobs_with_noise = generate()
     for p, values in zip(lora_b, kept[0]):
         p.data.copy_(values)
     vllm.sync_weights()
     vllm.temperature, vllm.max_completion_length = kept[1:]
-    if without == with_noise:
+    if ids == ids_with_noise and np.allclose(logprobs, logprobs_with_noise, atol=0.05):  # kernels differ by less
         sys.exit("error: rollouts do not follow the adapter: vLLM samples from the base model. Install exactly the "
                  "versions in requirements.txt")
 

@@ -83,7 +83,7 @@ def test_check_adapter_can_fail(trained, tmp_path, tiny):
         train.check_adapter(trained / "grpo_lora", str(tmp_path / "other"))
 
 
-@pytest.mark.parametrize("follows", [True, False])
+@pytest.mark.parametrize("follows", [True, False, "with the same tokens"])
 def test_guard_sees_whether_rollouts_follow_the_adapter(tiny, follows):
     import torch
     from peft import LoraConfig, get_peft_model
@@ -94,7 +94,7 @@ def test_guard_sees_whether_rollouts_follow_the_adapter(tiny, follows):
     base = AutoModelForCausalLM.from_pretrained(tiny / "model")
 
     class Engine:  # what train.py uses of TRL's VLLMGeneration; a real model generates
-        temperature, max_completion_length, synced = 1.0, 900, 0
+        temperature, max_completion_length, synced, first = 1.0, 900, 0, None
 
         def sync_weights(self):
             self.synced += 1
@@ -103,7 +103,11 @@ def test_guard_sees_whether_rollouts_follow_the_adapter(tiny, follows):
             ids = torch.tensor(prompts)
             out = (model if follows else base).generate(input_ids=ids, attention_mask=ids * 0 + 1, do_sample=self.temperature > 0,
                                                         max_new_tokens=self.max_completion_length)
-            return None, out[:, ids.shape[1]:].tolist(), None, None
+            if follows == "with the same tokens":  # as a model does that is sure of its first sentence
+                out = self.first = out if self.first is None else self.first
+            logits = (model if follows else base)(out).logits[:, ids.shape[1] - 1:-1]
+            logprobs = logits.log_softmax(-1).gather(-1, out[:, ids.shape[1]:, None])
+            return None, out[:, ids.shape[1]:].tolist(), logprobs.tolist(), None
 
     engine = Engine()
     trainer = SimpleNamespace(model=model, vllm_generation=engine)

@@ -9,7 +9,7 @@ cd "$(dirname "${BASH_SOURCE[0]}")/../.."
 model=$1 data=$2 out=$3; shift 3
 mkdir -p "$out/cwd"
 total=$(nvidia-smi --query-gpu=memory.total --format=csv,noheader,nounits | head -n 1)
-u() { python3 -c "print(round($1 * ${2:-79.6} * 1024 / $total, 4))"; }  # u SHARE [CARD_GIB]
+u() { python3 -c "print(round($1 * 79.6 * 1024 / $total, 4))"; }
 cold() { for name in VLLM_CACHE_ROOT TORCHINDUCTOR_CACHE_DIR TRITON_CACHE_DIR; do export $name="/tmp/caches/$1/$name"; done; }
 step() {  # step NAME LIMIT_SECONDS COMMAND...
     local name=$1 limit=$2 start=$SECONDS; shift 2
@@ -56,15 +56,15 @@ for measurement in "$@"; do
             done ;;
         smoke) step smoke 450 env SKIP_INSTALL=1 bash tests/run.sh gpu -q ;;
         smollm2) step smollm2 1300 bash tests/gpu/smollm2.sh "$SMOLLM2" "$out/smollm2" ;;
-        memory24)
+        memory24)  # Unsloth takes its share of what is free
             card 23.5
-            train m24-4bit-4x1024 300 --max-steps 2 --gpu-memory-utilization "$(u 0.6 23.5)"
-            train m24-4bit-8x2048 300 --max-steps 1 --gpu-memory-utilization "$(u 0.6 23.5)" --num-generations 8 --max-seq-length 2048
+            train m24-4bit-4x1024 300 --max-steps 2 --gpu-memory-utilization 0.6
+            train m24-4bit-8x2048 300 --max-steps 1 --gpu-memory-utilization 0.6 --num-generations 8 --max-seq-length 2048
             kill $ballast ;;
         memory40)
             card 39.4
-            train m40-16bit-8x1024 300 --max-steps 2 --no-load-in-4bit --num-generations 8 --gpu-memory-utilization "$(u 0.65 39.4)"
-            train m40-4bit-8x4096 300 --max-steps 1 --num-generations 8 --max-seq-length 4096 --gpu-memory-utilization "$(u 0.6 39.4)"
+            train m40-16bit-8x1024 300 --max-steps 2 --no-load-in-4bit --num-generations 8 --gpu-memory-utilization 0.65
+            train m40-4bit-8x4096 300 --max-steps 1 --num-generations 8 --max-seq-length 4096 --gpu-memory-utilization 0.6
             kill $ballast ;;
         *) echo "unknown measurement $measurement" ;;
     esac

@@ -14,9 +14,10 @@ completions=${COMPLETIONS:-1600} demo=$out/demo port=20000
 [ -e "$demo/train.jsonl" ] || python3 tests/make_demo_model.py --init "$base" --output-dir "$demo" --steps "${TEACH:-40}" --bare-answers 0 --learning-rate 2e-4 > "$out/teach.log" 2>&1
 run() {
     name=$1; shift
-    for try in 1 2 3; do  # vLLM gives up if another process frees memory while it measures what is free
+    for try in 1 2 3 4 5 6; do  # vLLM gives up if another process frees memory while it measures what is free
         python3 train.py --engine trl --model "$demo/model" --dataset "$demo/train.jsonl" --eval-fraction 0.4 --reasoning-tokens "<think>" "</think>" \
-            --max-seq-length 256 --gpu-memory-utilization 0.04 --report-to none --save-steps 100000 --output-dir "$out/$name" "$@" > "$out/$name.log" 2>&1 && break
+            --max-seq-length 256 --gpu-memory-utilization 0.06 --report-to none --save-steps 100000 --output-dir "$out/$name" "$@" > "$out/$name.log" 2>&1 && break
+        sleep $((RANDOM % 20))
     done
     python3 evaluate.py --output-dir "$out/$name" --split held-out --num-samples 200 --max-tokens 120 --no-fast-inference > "$out/$name.eval.log" 2>&1
     echo "$name: $(grep -a "^steps\|^seconds" "$out/$name.log" | head -n 2 | tr "\n" " ")"
