@@ -47,7 +47,7 @@ def add_data_arguments(parser):
                        help="zh (the tutorial's), en (its published run's), boxed (asks for \\boxed{} too), or any text")
     group.add_argument("--target-lang", default="id", choices=LANGUAGES, help="language to think in, an ISO 639-1 code")
     group.add_argument("--reasoning-tokens", nargs=2, metavar=("START", "END"),
-                       help="reasoning tags as text, for a model without its own (default: found in the tokenizer)")
+                       help="reasoning tags as text, for a model without its own (None: found in the tokenizer)")
     group.add_argument("--max-prompt-quantile", type=float, default=0.9, metavar="Q",
                        help="drop prompts longer than this quantile of the token lengths, 0 to 1")
     group.add_argument("--eval-fraction", type=float, default=0.0, metavar="F",

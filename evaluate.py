@@ -175,7 +175,7 @@ if __name__ == "__main__":
     add_data_arguments(parser)
     group = parser.add_argument_group("evaluation")
     group.add_argument("--output-dir", default="outputs", help="train.py's output folder; results go to its eval/")
-    group.add_argument("--adapter", help="LoRA folder, or none for the model alone (default: OUTPUT_DIR/grpo_lora)")
+    group.add_argument("--adapter", help="LoRA folder, or none for the model alone (None: OUTPUT_DIR/grpo_lora)")
     group.add_argument("--split", choices=["train", "held-out"], default="train",
                        help="prompts to sample; train: the tutorial's choice")
     group.add_argument("--num-samples", type=int, default=20, help="number of prompts")
@@ -183,7 +183,7 @@ if __name__ == "__main__":
     group.add_argument("--temperature", type=float, default=1.0, help="sampling temperature; 0: greedy")
     group.add_argument("--top-k", type=int, default=50, help="number of tokens to sample from")
     group.add_argument("--load-in-4bit", action=argparse.BooleanOptionalAction, default=True,
-                       help="4-bit base (GPU; default: as trained)")
+                       help="4-bit base (GPU); where run.json is, as trained")
     group.add_argument("--fast-inference", action=argparse.BooleanOptionalAction, default=True,
                        help="generate with vLLM (needs a GPU)")
     group.add_argument("--gpu-memory-utilization", type=float, default=0.7, help="vLLM's share of GPU memory, 0 to 1")
@@ -228,6 +228,7 @@ if __name__ == "__main__":
         os.makedirs(folder, exist_ok=True)
         open(os.path.join(folder, "samples.jsonl"), "a").close()  # fails now, not after an hour, where we may not write
         tokenizer = AutoTokenizer.from_pretrained(args.model)
+        tokenizer.pad_token = tokenizer.pad_token or tokenizer.eos_token
         adapter_config = check_adapter(adapter, args.model) if adapter else None
         if len(tokenizer) > AutoConfig.from_pretrained(args.model).vocab_size:
             raise ValueError(f"the tokenizer of {args.model} has {len(tokenizer)} tokens, more than the model's vocabulary")

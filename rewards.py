@@ -20,11 +20,8 @@ A completion without `</think>` earns nothing from any of the three.
 """
 import functools
 import math
-import os
 import re
 
-# langid multiplies one vector by a small matrix: threads only slow that down (1.2 ms with one, 2.0 with 16).
-os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
 import langid
 
 # train.py and evaluate.py set these for the model and for --target-lang.
@@ -166,7 +163,7 @@ def extract_answer(text):
                     "", answer).replace("−", "-")
     answer = re.sub(r"\\[dt]?frac\s*(?:\{(-?\d+)\}\s*\{(\d+)\}|(\d)(\d))", r"\1\3/\2\4", answer).replace("^{", "^")
     boxed = re.findall(r"\\boxed\s*\{((?:[^{}]|\{[^{}]*\})*)\}", answer)
-    labelled = re.findall(r"(?:answer|jawaban(?:nya)?)\W*?(?:[:=]|is|adalah|ialah)[^\w-]*(-?\d[^\n]*)", answer, re.IGNORECASE)
+    labelled = re.findall(r"(?:answer|jawaban(?:nya)?(?: akhir(?:nya)?)?)\W*?(?:[:=]|is|adalah|ialah)[^\w-]*(-?\d[^\n]*)", answer, re.IGNORECASE)
     final = boxed[-1] if boxed else labelled[-1] if labelled else answer
     final = re.sub(r"(?<=\d) (?=\d{3}\b)", "", final)
     if boxed and re.search(r"\\(?:sqrt|pi|[dt]?frac)", final):

@@ -14,6 +14,9 @@
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")"
 
+case " $* " in *" --output-dir"*)
+    echo "error: run.sh sets --output-dir for all three scripts; for another folder call them yourself" >&2; exit 2 ;;
+esac
 gpu=0; nvidia-smi > /dev/null 2>&1 && gpu=1
 recipe=${1:-}
 if [ -z "$recipe" ]; then
@@ -67,7 +70,7 @@ case "$recipe ${2:-}" in
         "$python" train.py --output-dir outputs-fast --engine trl --num-generations 16 --learning-rate 3e-5 \
             --per-device-train-batch-size 8 --gradient-accumulation-steps 16 --gpu-memory-utilization 0.45 --beta 0 "${@:2}"
         "$python" evaluate.py --output-dir outputs-fast
-        "$python" export.py --output-dir outputs-fast --engine trl --format merged_16bit
+        "$python" export.py --output-dir outputs-fast --format merged_16bit
         ;;
     improved\ *)    # flags and their sources: README, "The improved recipe"
         "$python" train.py --output-dir outputs-improved --engine trl --eval-fraction 0.02 \
@@ -76,7 +79,7 @@ case "$recipe ${2:-}" in
             --loss-type dapo --beta 0 --epsilon-high 0.28 --learning-rate 2e-5 --min-p 0 --max-steps 200 --save-steps 50 \
             "${@:2}"
         "$python" evaluate.py --output-dir outputs-improved --split held-out --num-samples 200 --max-tokens 3900
-        "$python" export.py --output-dir outputs-improved --engine trl --format merged_16bit
+        "$python" export.py --output-dir outputs-improved --format merged_16bit
         ;;
     demo\ *)
         export HF_HUB_OFFLINE=1 OMP_WAIT_POLICY=PASSIVE
@@ -85,7 +88,7 @@ case "$recipe ${2:-}" in
             --max-seq-length 144 --num-generations 8 --per-device-train-batch-size 32 --learning-rate 1e-3 --max-steps 40 \
             --use-gradient-checkpointing false "${@:2}"
         "$python" evaluate.py --output-dir outputs-demo --split held-out --num-samples 200 --max-tokens 100
-        "$python" export.py --output-dir outputs-demo --engine trl --format merged_16bit
+        "$python" export.py --output-dir outputs-demo --format merged_16bit
         ;;
     "test gpu") exec "$python" -m pytest tests/gpu "${@:3}" ;;
     test\ *)

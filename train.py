@@ -10,6 +10,7 @@ Where this differs from the tutorial's text (README, "What differs", says why):
     python train.py --engine trl --model ./tiny --dataset sums.jsonl   # stock TRL + PEFT: also on a CPU
 """
 import argparse
+import glob
 import importlib.metadata
 import importlib.util
 import json
@@ -96,7 +97,7 @@ def find_stuck(log_history, n):
                                       "change the rewards or the data"}
     for key, cause in causes.items():
         values = [row[key] for row in log_history if key in row]
-        if n and len(values) >= n and min(values[-n:]) == 1:
+        if len(values) >= n and min(values[-n:]) == 1:
             return f"for {n} logged steps {cause}"
     return None
 
@@ -111,12 +112,12 @@ if __name__ == "__main__":
                        help="unsloth: the tutorial's; trl: stock TRL + PEFT, also on a CPU")
     group.add_argument("--max-seq-length", type=int, default=1024, help="prompt + completion, in tokens")
     group.add_argument("--load-in-4bit", action=argparse.BooleanOptionalAction, default=True,
-                       help="4-bit base (trl: always 16-bit)")
+                       help="4-bit base (trl: never)")
     group.add_argument("--fast-inference", action=argparse.BooleanOptionalAction, default=True,
                        help="generate with vLLM (needs a GPU)")
     group.add_argument("--gpu-memory-utilization", type=float, default=0.7, help="vLLM's share of GPU memory, 0 to 1")
     group.add_argument("--lora-rank", type=int, default=32, help="LoRA rank r")
-    group.add_argument("--lora-alpha", type=int, help="LoRA scale; default: 2 * rank")
+    group.add_argument("--lora-alpha", type=int, help="LoRA scale; None: 2 * rank")
     group.add_argument("--target-modules", nargs="+", default=LORA_TARGETS, help="layers that get an adapter")
     group.add_argument("--use-gradient-checkpointing", choices=["unsloth", "true", "false"], default="unsloth",
                        help="recompute activations to save memory (trl: unsloth means true)")
@@ -128,11 +129,11 @@ if __name__ == "__main__":
     group.add_argument("--num-generations", type=int, default=4, help="completions per prompt (the group)")
     group = parser.add_argument_group("GRPO")
     group.add_argument("--rewards", choices=["tutorial", "improved"], default="tutorial", help="reward functions of rewards.py")
-    group.add_argument("--reward-weights", type=float, nargs="+", help="one per reward; default: 1 each, or IMPROVED_WEIGHTS")
+    group.add_argument("--reward-weights", type=float, nargs="+", help="one per reward; None: 1 each, or IMPROVED_WEIGHTS")
     group.add_argument("--loss-type", default="bnpo", choices=["bnpo", "grpo", "dr_grpo", "dapo", "cispo", "sapo", "luspo", "vespo"],
                        help="TRL's loss_type; bnpo: Unsloth's default when the tutorial ran")
     group.add_argument("--beta", type=float, default=0.001, help="weight of the KL term; 0.001: Unsloth's default then")
-    group.add_argument("--epsilon-high", type=float, help="upper clip; default: as the lower, 0.2")
+    group.add_argument("--epsilon-high", type=float, help="upper clip; None: as the lower, 0.2")
     group.add_argument("--scale-rewards", choices=["group", "batch", "none"], default="group",
                        help="whose standard deviation divides the advantages")
     group.add_argument("--mask-truncated-completions", action="store_true", help="leave cut-off completions out of the loss")
@@ -240,11 +241,11 @@ if __name__ == "__main__":
     if max_completion_length < 1:
         parser.error(f"--max-seq-length {args.max_seq_length} leaves no token after prompts of {maximum_length} tokens")
     from transformers import TrainerCallback
-    from transformers.trainer_utils import get_last_checkpoint
     from trl import GRPOConfig, GRPOTrainer
-    checkpoint = get_last_checkpoint(args.output_dir) if args.resume and os.path.isdir(args.output_dir) else None
-    if args.resume and not checkpoint:
+    checkpoints = glob.glob(os.path.join(args.output_dir, "checkpoint-*"))
+    if args.resume and not checkpoints:
         parser.error(f"--resume: no checkpoint in {args.output_dir}")
+    checkpoint = max(checkpoints, key=os.path.getmtime) if args.resume else None  # an older run may have gone further
     try:
         training_args = GRPOConfig(
             temperature=args.temperature,
@@ -331,7 +332,7 @@ if __name__ == "__main__":
         "beta": training_args.beta,
         "load_in_4bit": args.engine == "unsloth" and args.load_in_4bit,
         "vllm": training_args.use_vllm,
-        "optim": str(training_args.optim.value),
+        "optim": training_args.optim.value,
         "trainable_parameters": sum(p.numel() for p in trainer.model.parameters() if p.requires_grad),
         "train_rows": len(dataset),
         "held_out_rows": len(held_out or []),

@@ -121,8 +121,13 @@ def test_rescore_grades_two_written_samples(tmp_path):
     assert results["base"]["language_share"] == 0 < 0.9 < results["lora"]["language_share"]
 
 
-def test_one_model_alone(trained, tiny, tmp_path):
-    done = run_script("evaluate.py", "--output-dir", tmp_path, "--model", tiny / "model", "--dataset", tiny / "train.jsonl", "--adapter", "none",
+def test_one_model_alone_without_a_pad_token(tiny, tmp_path):
+    shutil.copytree(tiny / "model", tmp_path / "model")
+    path = tmp_path / "model" / "tokenizer_config.json"
+    config = json.loads(path.read_text())
+    del config["pad_token"]
+    path.write_text(json.dumps(config))
+    done = run_script("evaluate.py", "--output-dir", tmp_path, "--model", tmp_path / "model", "--dataset", tiny / "train.jsonl", "--adapter", "none",
                       "--num-samples", 4, "--max-tokens", 8)
     assert done.returncode == 0, done.stderr[-2000:]
     results = json.loads((tmp_path / "eval-alone" / "results.json").read_text())

@@ -107,7 +107,7 @@ def outputs(tmp_path_factory):
     os.makedirs(f"{folder}/eval")
     rates = {"indonesian_rate": 0.25, "accuracy": 0.5, "accuracy_ci95": [0.4, 0.6]}
     arguments = {"model": base, "system_prompt": "zh", "target_lang": "id", "temperature": 0.7, "output_dir": folder,
-                 "dataset": "open-r1/DAPO-Math-17k-Processed"}
+                 "dataset": "open-r1/DAPO-Math-17k-Processed", "engine": "trl"}
     for name, value in (("run.json", {"arguments": arguments}),
                         ("eval/results.json", {"n": 200, "base": rates, "lora": {**rates, "indonesian_rate": 0.875}})):
         with open(f"{folder}/{name}", "w") as file:
@@ -126,7 +126,7 @@ def run(*arguments, patch="", **environment):
 
 
 def test_all_formats(outputs):
-    done = run("--output-dir", outputs, "--engine", "trl", "--format", "lora", "gguf", "merged_4bit",
+    done = run("--output-dir", outputs, "--format", "lora", "gguf", "merged_4bit",
                "--quantization", "q4_k_m")
     assert done.returncode == 0, done.stderr
     folder = f"{outputs}/export"

@@ -79,7 +79,7 @@ def test_tutorial_order_and_maximum():
 @pytest.mark.parametrize("answer, gold, correct", [
     ("\\boxed{34}", "34", True), ("Jawabannya adalah \\boxed{34}.", "34", True), ("\\boxed{35} no, \\boxed{34}", "34", True),
     ("\\boxed{34} because 3 + 4 = 7", "34", True), ("$$\\boxed{x = 34}$$", "34", True), ("\\boxed{\\text{34}}", "34", True), ("\\boxed{34 \\text{ apel}}", "34", True),
-    ("Answer: 34 (from 12 + 22)", "34", True), ("Jawaban: **34** apel, bukan 35", "34", True), ("Jawabannya adalah 34, sebab 12 + 22", "34", True),
+    ("Answer: 34 (from 12 + 22)", "34", True), ("Jawaban: **34** apel, bukan 35", "34", True), ("Jawabannya adalah 34, sebab 12 + 22", "34", True), ("Jadi, jawaban akhirnya adalah **34**, bukan 13.", "34", True), ("Jawaban akhir: 34 (dari 3 + 9)", "34", True),
     ("12 + 22 is 34.", "34", True), ("34<｜end▁of▁sentence｜>", "34", True), ("34 < 35, jadi 34</s>", "34", True),
     ("1.440", "1440", True), ("1,440", "1440", True), ("1\\,440", "1440", True), ("1{,}440", "1440", True), ("1.234.567", "1234567", True),
     ("3,5", "3.5", True), ("3.5", "3.5", True), ("-7", "-7", True), ("−7", "-7", True), ("7", "-7", False), ("\\boxed{\\frac{1}{2}}", "0.5", True),

@@ -38,7 +38,8 @@ def test_every_flag_in_a_command_exists(name):
 
 
 @pytest.mark.parametrize("arguments, path, message", [
-    (["nonsense"], None, "unknown recipe nonsense"), (["tutorial"], "/usr/bin:/bin", "tutorial needs an NVIDIA GPU"), (["improved"], "/usr/bin:/bin", "needs an NVIDIA GPU")])
+    (["nonsense"], None, "unknown recipe nonsense"), (["tutorial"], "/usr/bin:/bin", "tutorial needs an NVIDIA GPU"), (["improved"], "/usr/bin:/bin", "needs an NVIDIA GPU"),
+    (["demo", "--output-dir", "x"], None, "run.sh sets --output-dir")])
 def test_run_sh_refuses_in_one_line(arguments, path, message, tmp_path):
     done = subprocess.run(["bash", str(ROOT / "run.sh"), *arguments], capture_output=True, text=True, cwd=tmp_path, env=os.environ | ({"PATH": path} if path else {}))
     assert done.returncode == 2 and done.stderr.startswith("error: ") and message in done.stderr and len(done.stderr.splitlines()) == 1

@@ -3,6 +3,7 @@
     bash tests/run.sh -k train
 """
 import json
+import os
 import shutil
 from types import SimpleNamespace
 
@@ -39,12 +40,23 @@ def test_held_out_questions_were_never_trained_on(trained, tiny):
 def test_resume_continues_and_improved_rewards_train(trained, tiny, tmp_path):
     shutil.copytree(trained, tmp_path / "outputs")
     shutil.rmtree(tmp_path / "outputs" / "checkpoint-2")
+    (tmp_path / "outputs" / "checkpoint-90").mkdir()  # of an earlier, longer run
+    os.utime(tmp_path / "outputs" / "checkpoint-90", (1, 1))
     done = run_script("train.py", *train_arguments(tiny, tmp_path / "outputs", max_steps=3, resume=True, report_to="none"))
     assert done.returncode == 0, done.stderr[-3000:]
     steps = [json.loads(line) for line in (tmp_path / "outputs" / "metrics.jsonl").read_text().splitlines()]
     assert [row["step"] for row in steps if "reward" in row] == [1, 2, 3]
     first = json.loads((trained / "metrics.jsonl").read_text().splitlines()[0])
     assert steps[0] == first  # kept from the first run
+
+
+def test_two_processes_share_a_step(tiny, tmp_path):
+    done = run_script("-m", "torch.distributed.run", "--nproc-per-node", 2, "--master-port", 29531, "train.py",
+                      *train_arguments(tiny, tmp_path / "outputs", num_generations=8, per_device_train_batch_size=4, report_to="none"), ACCELERATE_USE_CPU="true")
+    assert done.returncode == 0, done.stderr[-3000:]
+    run = json.loads((tmp_path / "outputs" / "run.json").read_text())
+    assert run["effective"]["completions_per_step"] == 8 and run["effective"]["prompts_per_step"] == 1
+    train.check_adapter(tmp_path / "outputs" / "grpo_lora")
 
 
 def test_stop_if_stuck_names_the_cause(tiny, tmp_path):

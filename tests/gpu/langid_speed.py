@@ -1,4 +1,4 @@
-"""Time the language rewards a completion, with one BLAS thread (what rewards.py sets) and with one a core.
+"""Time the language rewards a completion, with one BLAS thread and with one a core.
 
     python tests/gpu/langid_speed.py
 """
