@@ -50,15 +50,6 @@ def test_resume_continues_and_improved_rewards_train(trained, tiny, tmp_path):
     assert steps[0] == first  # kept from the first run
 
 
-def test_two_processes_share_a_step(tiny, tmp_path):
-    done = run_script("-m", "torch.distributed.run", "--nproc-per-node", 2, "--master-port", 29531, "train.py",
-                      *train_arguments(tiny, tmp_path / "outputs", num_generations=8, per_device_train_batch_size=4, report_to="none"), ACCELERATE_USE_CPU="true")
-    assert done.returncode == 0, done.stderr[-3000:]
-    run = json.loads((tmp_path / "outputs" / "run.json").read_text())
-    assert run["effective"]["completions_per_step"] == 8 and run["effective"]["prompts_per_step"] == 1
-    train.check_adapter(tmp_path / "outputs" / "grpo_lora")
-
-
 def test_stop_if_stuck_names_the_cause(tiny, tmp_path):
     done = run_script("train.py", *train_arguments(tiny, tmp_path, rewards="improved", max_steps=5, max_seq_length=50, stop_if_stuck=2, report_to="none", eval_fraction=0.02,
                                                    eval_steps=1))
@@ -145,16 +136,21 @@ def test_bad_input_gets_one_line_and_leaves_nothing(tiny, tmp_path, changes, mes
     assert last.startswith("error: ") and message in last and "Traceback" not in done.stderr
 
 
-def test_a_tokenizer_without_reasoning_tokens(tiny, tmp_path):
+def test_a_tokenizer_without_reasoning_tokens_in_two_processes(tiny, tmp_path):
     shutil.copytree(tiny / "model", tmp_path / "model")
     for name in ("tokenizer.json", "tokenizer_config.json"):
         text = (tmp_path / "model" / name).read_text()
         (tmp_path / "model" / name).write_text(text.replace("<think>", "<a>").replace("</think>", "</a>"))
-    done = run_script("train.py", *train_arguments(tiny, tmp_path / "outputs", model=tmp_path / "model"))
+    arguments = train_arguments(tiny, tmp_path / "outputs", model=tmp_path / "model", max_steps=1, report_to="none", warmup_ratio=0,
+                                num_generations=8, per_device_train_batch_size=4)
+    done = run_script("train.py", *arguments, WORLD_SIZE="2")
     assert done.returncode == 2 and "error: this tokenizer has no <think> and </think>" in done.stderr
-    done = run_script("train.py", *train_arguments(tiny, tmp_path / "outputs", model=tmp_path / "model", max_steps=1, report_to="none", warmup_ratio=0),
-                      "--reasoning-tokens", "<think>", "</think>")
-    assert done.returncode == 0, done.stderr[-2000:]
+    done = run_script("-m", "torch.distributed.run", "--nproc-per-node", 2, "--master-port", 29531, "train.py", *arguments,
+                      "--reasoning-tokens", "<think>", "</think>", ACCELERATE_USE_CPU="true")
+    assert done.returncode == 0, done.stderr[-3000:]
+    run = json.loads((tmp_path / "outputs" / "run.json").read_text())
+    assert run["effective"]["completions_per_step"] == 8 and run["effective"]["prompts_per_step"] == 1
+    train.check_adapter(tmp_path / "outputs" / "grpo_lora")
 
 
 @pytest.mark.parametrize("script", ["train.py", "evaluate.py", "export.py", "data.py"])
