@@ -326,6 +326,8 @@ if __name__ == "__main__":
         "seconds": seconds,
     }
     report(samples, results, folder)
+    if adapter and all(row["base"]["text"] == row["lora"]["text"] for row in samples):
+        print("warning: every text is the same with and without LoRA: the adapter changes too little, or is not applied")
     print(f"seconds: {seconds}\nwritten: {folder}/results.json, samples.jsonl, eval.png")
     if args.report_to == "swanlab":
         import swanlab

@@ -94,7 +94,7 @@ def test_same_prompts_same_seeds_give_the_same_texts(evaluated, tmp_path):
     assert done.returncode == 0, done.stderr[-3000:]
     samples = [json.loads(line) for line in (output / "eval" / "samples.jsonl").read_text().splitlines()]
     assert all(row["base"]["text"] == row["lora"]["text"] for row in samples) and len({row["base"]["text"] for row in samples}) > 1
-    assert "no difference shown at n = 8 (p = 1.00)" in done.stdout
+    assert "no difference shown at n = 8 (p = 1.00)" in done.stdout and "warning: every text is the same" in done.stdout
 
 
 def test_rescore_gives_identical_numbers(evaluated, tmp_path):

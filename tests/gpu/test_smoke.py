@@ -12,6 +12,7 @@ import pytest
 
 ROOT = Path(__file__).resolve().parent.parent.parent
 torch = pytest.importorskip("torch")
+from safetensors.torch import load_file, save_file
 from transformers import AutoTokenizer
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="no NVIDIA GPU")
 
@@ -40,9 +41,13 @@ def test_train_evaluate_export(tiny, tmp_path, engine):
                      "--eval-fraction", 0.2, "--max-seq-length", 256, "--max-steps", 2, "--num-generations", 8, "--learning-rate", 1e-3,
                      "--gpu-memory-utilization", 0.1, "--rewards", "improved", "--warmup-ratio", 0)
     assert "adapter:" in out  # train.py has checked that rollouts follow the adapter, and that it is trained
+    path = output / "grpo_lora" / "adapter_model.safetensors"  # made strong, so that the arms show whether it reaches one of them, both or none
+    save_file({key: tensor * (60 if "lora_B" in key else 1) for key, tensor in load_file(path).items()}, path)
     run_script("evaluate.py", "--output-dir", output, "--split", "held-out", "--num-samples", 30, "--max-tokens", 96, "--gpu-memory-utilization", 0.1)
     results = json.loads((output / "eval" / "results.json").read_text())
-    assert results["n"] == 30 and results["base"]["truncation_rate"] < 1
+    assert results["n"] == 30 and results["base"]["truncation_rate"] < 0.5
+    samples = [json.loads(line) for line in (output / "eval" / "samples.jsonl").read_text().splitlines()]
+    assert sum(row["base"]["text"] != row["lora"]["text"] for row in samples) > 15
     run_script("export.py", "--output-dir", output, "--engine", engine, "--format", "merged_16bit", "lora")
     summary = json.loads((output / "export" / "export.json").read_text())
     assert summary["formats"]["merged_16bit"]["agreement"]["merged_16bit"] >= 0.9
