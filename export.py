@@ -30,7 +30,7 @@ from train import check_adapter
 PROBLEMS = ["What is the sqrt of 101?", "Solve (x + 2)^2 = 0", "What is 1+1?", "3 pens cost 6 dollars. And 5 pens?"]
 # The least share of greedy tokens that must be those of base + adapter. Rounding flips near ties, 4 bits flip more.
 LOWEST_AGREEMENT = {"merged_16bit": 0.9, "merged_4bit": 0.7, "f16": 0.9, "q8_0": 0.9, "q5_k_m": 0.8, "q4_k_m": 0.7}
-BYTES_PER_PARAMETER = {"merged_16bit": 2, "merged_4bit": 1, "lora": 0, "gguf": 0, "f16": 2, "q8_0": 1.1, "q5_k_m": 0.8, "q4_k_m": 0.7}
+BYTES_PER_PARAMETER = {"merged_16bit": 2, "merged_4bit": 1, "f16": 2, "q8_0": 1.1, "q5_k_m": 0.8, "q4_k_m": 0.7}
 FTYPES = {"q4_k_m": 15, "q5_k_m": 17}  # enum llama_ftype in llama.h
 
 
@@ -204,7 +204,7 @@ if __name__ == "__main__":
         parser.error(f"{model_name} is quantised: name the 16-bit model that it was made from with --model")
     with torch.device("meta"):
         parameters = AutoModelForCausalLM.from_config(config).num_parameters()
-    needed = 0.1 + 1e-9 * parameters * sum(BYTES_PER_PARAMETER[kind] for kind in formats + kinds)
+    needed = 0.1 + 1e-9 * parameters * sum(BYTES_PER_PARAMETER.get(kind, 0) for kind in formats + kinds)
     free = shutil.disk_usage(args.output_dir if os.path.isdir(args.output_dir) else ".").free / 1e9
     print(f"needed: {needed:.1f} GB of disk ({free:.1f} GB are free), {2.2e-9 * parameters:.1f} GB of {device} memory")
     if needed > free:

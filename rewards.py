@@ -24,7 +24,7 @@ import re
 
 import langid
 
-# train.py and evaluate.py set these for the model and for --target-lang.
+# train.py and evaluate.py set these for the model and for --target-lang; think_is_prefilled train.py only.
 reasoning_start, reasoning_end = "<think>", "</think>"
 think_is_prefilled = False  # True where the chat template itself ends in <think>, so that completions lack it
 target_lang = "id"

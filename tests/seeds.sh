@@ -23,8 +23,6 @@ improved="--system-prompt boxed --rewards improved --mask-truncated-completions 
     for seed in 1 2 3; do
         echo "run tutorial-$seed --seed $seed --max-steps 320"
         echo "run improved-$seed --seed $seed" $improved
-    done
-    for seed in 1 2 3; do
         echo "run tutorialrewards-$seed --seed $seed" $improved --rewards tutorial
         echo "run noanswer-$seed --seed $seed" $improved --reward-weights 0 1 0.5
         echo "run nolanguage-$seed --seed $seed" $improved --reward-weights 2 0 0.5

@@ -145,7 +145,7 @@ def test_a_tokenizer_without_reasoning_tokens_in_two_processes(tiny, tmp_path):
                                 num_generations=8, per_device_train_batch_size=4)
     done = run_script("train.py", *arguments, WORLD_SIZE="2")
     assert done.returncode == 2 and "error: this tokenizer has no <think> and </think>" in done.stderr
-    done = run_script("-m", "torch.distributed.run", "--nproc-per-node", 2, "--master-port", 29531, "train.py", *arguments,
+    done = run_script("-m", "torch.distributed.run", "--standalone", "--nproc-per-node", 2, "train.py", *arguments,
                       "--reasoning-tokens", "<think>", "</think>", ACCELERATE_USE_CPU="true")
     assert done.returncode == 0, done.stderr[-3000:]
     run = json.loads((tmp_path / "outputs" / "run.json").read_text())

@@ -37,4 +37,4 @@ for arm in "$@"; do
 done
 wait
 python3 tests/compare.py "$out"/*-[123]
-[ -e "$out/improved-1/eval/results.json" ] && python3 export.py --output-dir "$out/improved-1" --engine trl --format merged_16bit merged_4bit gguf --quantization q8_0 q4_k_m
+[ -e "$out/improved-1/eval/results.json" ] && python3 export.py --output-dir "$out/improved-1" --format merged_16bit merged_4bit gguf --quantization q8_0 q4_k_m
