@@ -55,7 +55,9 @@ for measurement in "$@"; do
                     --output-dir "$out/serve-$name" --gpu-memory-utilization "$(u 0.35)"
             done ;;
         smoke) step smoke 450 env SKIP_INSTALL=1 bash tests/run.sh gpu -q ;;
-        smollm2) step smollm2 1300 bash tests/gpu/smollm2.sh "$SMOLLM2" "$out/smollm2" ;;
+        smollm2)
+            step smollm2 1300 bash tests/gpu/smollm2.sh "$SMOLLM2" "$out/smollm2"
+            step smollm2-export 300 python3 export.py --output-dir "$out/smollm2/improved-1" --format merged_16bit merged_4bit gguf --quantization q8_0 q4_k_m ;;
         memory24)  # Unsloth takes its share of what is free
             card 23.5
             train m24-4bit-4x1024 300 --max-steps 2 --gpu-memory-utilization 0.6

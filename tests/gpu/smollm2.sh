@@ -10,13 +10,16 @@ cd "$(dirname "${BASH_SOURCE[0]}")/../.."
 base=$1 out=$2; shift 2; mkdir -p "$out"
 [ $# = 0 ] && set -- tutorial improved tutorialrewards
 export OMP_NUM_THREADS=2
-completions=${COMPLETIONS:-1600} demo=$out/demo port=20000
+completions=${COMPLETIONS:-1600} demo=$out/demo port=$((20000 + RANDOM))
 [ -e "$demo/train.jsonl" ] || python3 tests/make_demo_model.py --init "$base" --output-dir "$demo" --steps "${TEACH:-40}" --bare-answers 0 --learning-rate 2e-4 > "$out/teach.log" 2>&1
 run() {
     name=$1; shift
-    for try in 1 2 3 4 5 6; do  # vLLM gives up if another process frees memory while it measures what is free
+    for try in 1 2 3 4 5 6; do  # vLLM gives up if another process frees memory while it measures what is free: only then again
         python3 train.py --engine trl --model "$demo/model" --dataset "$demo/train.jsonl" --eval-fraction 0.4 --reasoning-tokens "<think>" "</think>" \
             --max-seq-length 256 --gpu-memory-utilization 0.06 --report-to none --save-steps 100000 --output-dir "$out/$name" "$@" > "$out/$name.log" 2>&1 && break
+        if ! grep -q "memory profiling\|No available memory\|Free memory on device" "$out/$name.log"; then
+            echo "$name: failed, see $out/$name.log"; return
+        fi
         sleep $((RANDOM % 20))
     done
     python3 evaluate.py --output-dir "$out/$name" --split held-out --num-samples 200 --max-tokens 120 --no-fast-inference > "$out/$name.eval.log" 2>&1
@@ -37,4 +40,3 @@ for arm in "$@"; do
 done
 wait
 python3 tests/compare.py "$out"/*-[123]
-[ -e "$out/improved-1/eval/results.json" ] && python3 export.py --output-dir "$out/improved-1" --format merged_16bit merged_4bit gguf --quantization q8_0 q4_k_m
