@@ -270,7 +270,8 @@ if __name__ == "__main__":
         from vllm.lora.request import LoRARequest
         rank = adapter and next(size for size in (8, 16, 32, 64, 128, 256, 512) if size >= adapter_config["r"])  # what vLLM has
         llm = LLM(model=args.model, enable_lora=bool(adapter), **({"max_lora_rank": rank} if adapter else {}),
-                  max_model_len=max(map(len, ids)) + args.max_tokens, gpu_memory_utilization=args.gpu_memory_utilization,
+                  max_model_len=max(max(map(len, ids)) + args.max_tokens, 2048), max_num_batched_tokens=4096,  # as in train.py
+                  gpu_memory_utilization=args.gpu_memory_utilization,
                   max_num_seqs=min(len(ids), 256),  # few sequences need few CUDA graphs: the engine starts faster
                   quantization="bitsandbytes" if args.load_in_4bit else None, enable_prefix_caching=True, seed=args.seed)
         loaded = time.time()

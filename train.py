@@ -277,7 +277,7 @@ if __name__ == "__main__":
             reward_weights=args.reward_weights or reward_weights,
             use_vllm=gpu and args.fast_inference,
             vllm_gpu_memory_utilization=args.gpu_memory_utilization,
-            vllm_max_model_length=args.max_seq_length,
+            vllm_max_model_length=max(args.max_seq_length, 2048),  # vLLM 0.23's warm-up overruns a shorter block table
             vllm_importance_sampling_correction=False,  # unknown when the tutorial ran; costs a forward pass a step
             per_device_eval_batch_size=args.num_generations,
             eval_strategy="steps" if args.eval_steps else "no",

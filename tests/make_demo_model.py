@@ -115,7 +115,7 @@ if __name__ == "__main__":
         tokenizer = make_tokenizer(texts)
         model = Qwen3ForCausalLM(Qwen3Config(
             vocab_size=len(tokenizer), hidden_size=128, intermediate_size=384, num_hidden_layers=3, num_attention_heads=4,
-            num_key_value_heads=2, head_dim=args.head_dim, max_position_embeddings=1024, tie_word_embeddings=True,
+            num_key_value_heads=2, head_dim=args.head_dim, max_position_embeddings=4096, tie_word_embeddings=True,
             bos_token_id=tokenizer.bos_token_id, eos_token_id=tokenizer.eos_token_id, pad_token_id=tokenizer.pad_token_id)).to(device)
 
     digits = torch.tensor([tokenizer.convert_tokens_to_ids(digit) for digit in "0123456789"], device=device)
