@@ -178,7 +178,8 @@ def test_disk_is_checked_before_anything_is_written(outputs, tmp_path):
     model = json.load(open(f"{outputs}/run.json"))["arguments"]["model"]
     done = run("--output-dir", str(tmp_path), "--model", model, "--engine", "trl", "--format", "gguf",
                patch="import shutil, types; shutil.disk_usage = lambda path: types.SimpleNamespace(free=1e7)")
-    assert done.returncode == 2 and done.stderr.startswith(f"error: not enough disk for {tmp_path}: "), done.stderr
+    last = done.stderr.splitlines()[-1]  # on some CPUs bitsandbytes has a line before it
+    assert done.returncode == 2 and last.startswith(f"error: not enough disk for {tmp_path}: "), done.stderr
     assert os.listdir(tmp_path) == ["grpo_lora"]
 
 
