@@ -62,13 +62,16 @@ def check_rollouts_follow_adapter(trainer, prompt_ids):
     """Exit with status 1 if vLLM samples from the base model instead of from the adapter that is trained.
 
     Some pairs of TRL and Unsloth versions did so, with a finite loss and exit status 0 (unsloth#8701). For two greedy
-    generations of 16 tokens the adapter is filled with noise and put back. Tokens or their log-probabilities must differ:
-    tokens alone do not, where a model is sure of its first sentence.
+    generations of 16 tokens the adapter of the last few layers is filled with noise and put back. Tokens or their
+    log-probabilities must differ: tokens alone do not, where a model is sure of its first sentence.
     """
     import numpy as np
     vllm = trainer.vllm_generation
-    lora_b = [p for name, p in trainer.model.named_parameters() if "lora_B" in name]
-    kept = [p.detach().clone() for p in lora_b], vllm.temperature, vllm.max_completion_length
+    layers = [module for module in trainer.model.modules() if getattr(module, "lora_B", None)][-7:]
+    lora_b = [layer.lora_B["default"].weight for layer in layers]
+    # the base weights too: TRL adds the adapter to them and takes it off again, which rounds
+    weights = lora_b + [layer.base_layer.weight for layer in layers]
+    kept = [p.detach().clone() for p in weights], vllm.temperature, vllm.max_completion_length
     vllm.temperature, vllm.max_completion_length = 0.0, 16
 
     def generate():
@@ -78,9 +81,9 @@ def check_rollouts_follow_adapter(trainer, prompt_ids):
 
     ids, logprobs = generate()
     for p in lora_b:
-        p.data.normal_(std=0.1)
+        p.data.normal_(std=1.0)
     ids_with_noise, logprobs_with_noise = generate()
-    for p, values in zip(lora_b, kept[0]):
+    for p, values in zip(weights, kept[0]):
         p.data.copy_(values)
     vllm.sync_weights()
     vllm.temperature, vllm.max_completion_length = kept[1:]

@@ -92,15 +92,17 @@ def test_guard_sees_whether_rollouts_follow_the_adapter(tiny, follows):
     from peft import LoraConfig, get_peft_model
     from transformers import AutoModelForCausalLM
     torch.manual_seed(0)
-    model = get_peft_model(AutoModelForCausalLM.from_pretrained(tiny / "model"),
+    base = AutoModelForCausalLM.from_pretrained(tiny / "model", dtype=torch.bfloat16)
+    model = get_peft_model(AutoModelForCausalLM.from_pretrained(tiny / "model", dtype=torch.bfloat16),
                            LoraConfig(r=32, lora_alpha=64, target_modules=train.LORA_TARGETS, task_type="CAUSAL_LM"))
-    base = AutoModelForCausalLM.from_pretrained(tiny / "model")
 
     class Engine:  # what train.py uses of TRL's VLLMGeneration; a real model generates
         temperature, max_completion_length, synced, first = 1.0, 900, 0, None
 
         def sync_weights(self):
             self.synced += 1
+            model.merge_adapter()  # as TRL does, which rounds
+            model.unmerge_adapter()
 
         def generate(self, prompts, images, num_generations):
             ids = torch.tensor(prompts)
@@ -110,7 +112,7 @@ def test_guard_sees_whether_rollouts_follow_the_adapter(tiny, follows):
                 out = self.first = out if self.first is None else self.first
             logits = (model if follows else base)(out).logits[:, ids.shape[1] - 1:-1]
             logprobs = logits.log_softmax(-1).gather(-1, out[:, ids.shape[1]:, None])
-            return None, out[:, ids.shape[1]:].tolist(), logprobs.tolist(), None
+            return None, out[:, ids.shape[1]:].tolist(), logprobs.float().tolist(), None
 
     engine = Engine()
     trainer = SimpleNamespace(model=model, vllm_generation=engine)
@@ -121,6 +123,7 @@ def test_guard_sees_whether_rollouts_follow_the_adapter(tiny, follows):
             train.check_rollouts_follow_adapter(trainer, [5, 6, 7])
     assert (engine.temperature, engine.max_completion_length, engine.synced) == (1.0, 900, 3)
     assert not any(p.any() for name, p in model.named_parameters() if "lora_B" in name)
+    assert all(torch.equal(p, q) for p, q in zip(model.unload().parameters(), base.parameters(), strict=True))
 
 
 @pytest.mark.parametrize("changes, message", [
