@@ -1,7 +1,7 @@
 """The tutorial's data cells ("GRPO对话模板" and "数据准备"): prompts, answers, reasoning tokens, length filter.
 
 To use your own data, bring a .jsonl, .json or .parquet file (or a folder of them) with one of these column pairs:
-    prompt,   solution           solution is the number as text (DAPO-Math-17k-Processed, the tutorial's)
+    prompt,   solution           solution is a number as text, 1440 or 1,440 or 1.5 (DAPO-Math-17k-Processed, the tutorial's)
     question, answer             answer ends in "#### N" (GSM8K)
 
     python data.py                                  # shows what the tutorial's data cells show
@@ -10,13 +10,13 @@ To use your own data, bring a .jsonl, .json or .parquet file (or a folder of the
 import argparse
 import os
 
-# --target-lang: name in Chinese and in English. A new language needs only a line here.
+# --target-lang: name in Chinese and in English. A new language needs only a line here, if langid knows its code.
 LANGUAGES = {
     "id": ("印尼语", "Bahasa Indonesia"), "ms": ("马来语", "Malay"), "jv": ("爪哇语", "Javanese"),
     "vi": ("越南语", "Vietnamese"), "th": ("泰语", "Thai"), "zh": ("中文", "Chinese"), "en": ("英语", "English"),
     "ja": ("日语", "Japanese"), "ko": ("韩语", "Korean"), "de": ("德语", "German"), "fr": ("法语", "French"),
     "es": ("西班牙语", "Spanish"), "pt": ("葡萄牙语", "Portuguese"), "it": ("意大利语", "Italian"),
-    "ru": ("俄语", "Russian"), "ar": ("阿拉伯语", "Arabic"), "hi": ("印地语", "Hindi"), "sw": ("斯瓦希里语", "Swahili"),
+    "ru": ("俄语", "Russian"), "ar": ("阿拉伯语", "Arabic"), "sw": ("斯瓦希里语", "Swahili"),
 }
 # zh is the tutorial's text; en is what its published run used; boxed also states the answer format, which neither does.
 SYSTEM_PROMPTS = {
@@ -93,16 +93,17 @@ def load_rows(path, config="en", split="train"):
         # a downloaded hub data set: CONFIG/SPLIT-00000-of-00001.parquet
         folder = os.path.join(path, config) if os.path.isdir(os.path.join(path, config)) else path
         files = sorted(os.path.join(folder, name) for name in os.listdir(folder) if os.path.splitext(name)[1] in kinds)
-        files = [file for file in files if os.path.basename(file).startswith(split)] or files
+        if split != "train" or any(os.path.basename(file).startswith(("train", "test", "val")) for file in files):
+            files = [file for file in files if os.path.basename(file).startswith(split)]
     kind = kinds.get(os.path.splitext(files[0])[1]) if files else "none"
     try:
         if kind == "none" or (kind and not os.path.exists(files[0])):
-            raise ValueError("no such .jsonl, .json or .parquet file")
+            raise ValueError("no such .jsonl, .json or .parquet file; see --dataset-config, --dataset-split")
         if kind and not any(os.path.getsize(file) for file in files):
             raise ValueError("it is empty")
         dataset = load_dataset(kind, data_files=files, split="train") if kind else load_dataset(path, config, split=split)
     except Exception as error:  # datasets raises a dozen types for "not there" and "not readable"
-        raise ValueError(f"cannot load data set {path}: {str(error).splitlines()[0]}") from error
+        raise ValueError(f"cannot load data set {path}: {str(error.__cause__ or error).splitlines()[0]}") from error
     if len(dataset) == 0:
         raise ValueError(f"data set {path} is empty")
     for question, answer in (("prompt", "solution"), ("question", "answer")):

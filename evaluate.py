@@ -198,7 +198,7 @@ if __name__ == "__main__":
     if os.path.exists(run_file) and not args.rescore:
         run = json.load(open(run_file))
         names = ("model", "dataset", "dataset_config", "dataset_split", "system_prompt", "target_lang", "reasoning_tokens",
-                 "max_prompt_quantile", "eval_fraction", "seed")
+                 "max_prompt_quantile", "eval_fraction", "seed", "gpu_memory_utilization")
         parser.set_defaults(**{name: run["arguments"][name] for name in names})
         same_model = parser.parse_args().model == run["arguments"]["model"]  # not so: merged_16bit alone, for instance
         parser.set_defaults(load_in_4bit=same_model and run["effective"]["load_in_4bit"])
@@ -238,7 +238,7 @@ if __name__ == "__main__":
         parser.error(str(error).splitlines()[0])
     if args.split == "held-out":
         questions = held_out and [prompt[-1]["content"] for prompt in held_out["prompt"]]
-        if not questions or questions != run.get("held_out") or {p[-1]["content"] for p in dataset["prompt"]} & set(questions):
+        if not questions or questions != run.get("held_out"):
             parser.error(f"--split held-out: {run_file} does not show that train.py left these prompts out; train with "
                          "--eval-fraction")
         dataset = held_out

@@ -41,7 +41,7 @@ def merge_with_unsloth(model_name, adapter, folder):
     from peft import set_peft_model_state_dict
     from safetensors.torch import load_file
     lora = check_adapter(adapter)
-    model, tokenizer = FastLanguageModel.from_pretrained(model_name=model_name, load_in_4bit=False)
+    model, tokenizer = FastLanguageModel.from_pretrained(model_name=model_name, load_in_4bit=False, use_exact_model_name=True)
     model = FastLanguageModel.get_peft_model(model, r=lora["r"], lora_alpha=lora["lora_alpha"],
                                              target_modules=lora["target_modules"])
     set_peft_model_state_dict(model, load_file(os.path.join(adapter, "adapter_model.safetensors")))
@@ -164,8 +164,8 @@ if __name__ == "__main__":
     parser.error = lambda message: parser.exit(2, f"error: {message}\n")
     args = parser.parse_args()
     adapter = args.adapter or os.path.join(args.output_dir, "grpo_lora")
-    run, results = (json.load(open(path)) if os.path.exists(path) else None for path in
-                    (os.path.join(args.output_dir, name) for name in ("run.json", "eval/results.json")))
+    run_file, evaluation = (os.path.join(args.output_dir, name) for name in ("run.json", "eval/results.json"))
+    run, results = (json.load(open(path)) if os.path.exists(path) else None for path in (run_file, evaluation))
     arguments = run["arguments"] if run else {}
     args.engine = args.engine or arguments.get("engine", "unsloth")
     model_name = args.model or arguments.get("model")
@@ -200,6 +200,9 @@ if __name__ == "__main__":
         config, tokenizer = AutoConfig.from_pretrained(model_name), AutoTokenizer.from_pretrained(model_name)
     except (ValueError, OSError) as error:
         parser.error(str(error).splitlines()[0])
+    weights = os.path.join(adapter, "adapter_model.safetensors")
+    if results and (results.get("arguments", {}).get("adapter") != args.adapter or os.path.getmtime(evaluation) < os.path.getmtime(weights)):
+        results = None  # of another adapter, or of an earlier training
     if hasattr(config, "quantization_config"):
         parser.error(f"{model_name} is quantised: name the 16-bit model that it was made from with --model")
     with torch.device("meta"):

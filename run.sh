@@ -7,7 +7,7 @@
 #   bash run.sh improved    better rewards, room to finish, held-out evaluation, 16-bit
 #   bash run.sh demo        no GPU and no model download: a 0.7 M parameter model, 4 minutes on 2 cores
 #
-# What follows the recipe goes to train.py: bash run.sh tutorial --model ./DeepSeek-R1-0528-Qwen3-8B --dataset ./DAPO-Math-17k
+# What follows the recipe goes to train.py: bash run.sh tutorial --model ./DeepSeek-R1-0528-Qwen3-8B --dataset ./DAPO-Math-17k-Processed
 #
 # The first three want one 80 GB GPU (A100, H100) with a driver for CUDA 13, and 50 GB of disk: 15 for packages,
 # 16 for the 8B model, 16 for merged_16bit.
@@ -66,14 +66,14 @@ case "$recipe ${2:-}" in
         "$python" export.py --format merged_16bit
         ;;
     fast\ *)        # 128 completions a step; stock TRL was measured faster than Unsloth in 16-bit (tests/gpu/RESULTS.md)
-        # learning rate: the tutorial's times the square root of 32 times the completions (arXiv 2205.10287)
+        # learning rate: 5e-6 * sqrt(32), for 32 times the completions a step (arXiv 2205.10287)
         "$python" train.py --output-dir outputs-fast --engine trl --num-generations 16 --learning-rate 3e-5 \
             --per-device-train-batch-size 8 --gradient-accumulation-steps 16 --gpu-memory-utilization 0.45 --beta 0 "${@:2}"
         "$python" evaluate.py --output-dir outputs-fast
         "$python" export.py --output-dir outputs-fast --format merged_16bit
         ;;
     improved\ *)    # flags and their sources: README, "The improved recipe"
-        "$python" train.py --output-dir outputs-improved --engine trl --eval-fraction 0.02 \
+        "$python" train.py --output-dir outputs-improved --engine trl --eval-fraction 0.05 \
             --system-prompt boxed --rewards improved --max-seq-length 4096 --mask-truncated-completions --stop-if-stuck 20 \
             --num-generations 8 --per-device-train-batch-size 2 --gradient-accumulation-steps 32 --gpu-memory-utilization 0.45 \
             --loss-type dapo --beta 0 --epsilon-high 0.28 --learning-rate 2e-5 --min-p 0 --max-steps 200 --save-steps 50 \

@@ -4,7 +4,7 @@ Where this differs from the tutorial's text (README, "What differs", says why):
  1. warm-up is given in steps, and prompts are bounded by the length filter: TRL dropped warmup_ratio and max_prompt_length.
  2. loss_type, beta, masking and clipping are set here: their defaults have changed silently since the tutorial ran.
  3. min_p, top_p, top_k go through GRPOConfig; no seed goes to vLLM, which would make a group's completions alike.
- 4. The check that the LoRA was trained can fail, and one before training shows that rollouts follow the adapter.
+ 4. The check that the LoRA was trained really checks it, and one before training shows that rollouts follow the adapter.
 
     python train.py                                                    # the tutorial, one 80 GB GPU
     python train.py --engine trl --model ./tiny --dataset sums.jsonl   # stock TRL + PEFT: also on a CPU
@@ -218,7 +218,7 @@ if __name__ == "__main__":
             peft_config = LoraConfig(r=args.lora_rank, lora_alpha=args.lora_alpha,
                                      target_modules=args.target_modules, task_type="CAUSAL_LM")
     except (ValueError, OSError, RuntimeError) as error:  # RuntimeError: Unsloth's word for a model that is not there
-        parser.error(f"cannot load {args.model}: {str(error).splitlines()[0]}")
+        parser.error(f"cannot load {args.model}: {' '.join(str(error).split())}")
 
     # -----------------------------------------------------------------------------------------------------------------
     # Data and rewards

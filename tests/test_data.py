@@ -52,12 +52,14 @@ def test_a_downloaded_hub_folder(tmp_path):
     for folder in (tmp_path, tmp_path / "main"):
         assert data.load_rows(str(folder), "main", "train").to_list() == [{"prompt": "a", "answer": "1"}]
         assert data.load_rows(str(folder), "main", "test").to_list() == [{"prompt": "b", "answer": "2"}]
+        with pytest.raises(ValueError, match="no such .*--dataset-split"):
+            data.load_rows(str(folder), "main", "validation")
 
 
 @pytest.mark.parametrize("make, message", [
     (lambda p: p / "no.jsonl", "no such"), (lambda p: write(p / "empty.jsonl", []), "empty"), (lambda p: p, "no such"),
     (lambda p: write(p / "cols.jsonl", [{"text": "a"}]), "needed: prompt and solution"),
-    (lambda p: (p / "bad.jsonl").write_text("{not json") and p / "bad.jsonl", "cannot load")])
+    (lambda p: (p / "bad.jsonl").write_text("{not json") and p / "bad.jsonl", "JSON parse error")])
 def test_unusable_data(tmp_path, make, message):
     with pytest.raises(ValueError, match=message):
         data.load_rows(str(make(tmp_path)))
@@ -92,4 +94,4 @@ def test_data_script_shows_what_the_tutorial_shows(tiny):
     for text in ("<think> </think>", "德语", "maximum length:", "0.9 quantile", "<｜User｜>", "held out", "'answer': '"):
         assert text in done.stdout
     done = run_script("data.py", "--model", tiny / "model", "--dataset", "nowhere.jsonl")
-    assert (done.returncode, done.stderr) == (2, "error: cannot load data set nowhere.jsonl: no such .jsonl, .json or .parquet file\n")
+    assert (done.returncode, done.stderr) == (2, "error: cannot load data set nowhere.jsonl: no such .jsonl, .json or .parquet file; see --dataset-config, --dataset-split\n")

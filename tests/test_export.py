@@ -149,6 +149,15 @@ def test_all_formats(outputs):
     assert 'PARAMETER stop "<｜User｜>"' in modelfile and "PARAMETER temperature 0.7" in modelfile
 
 
+def test_an_older_evaluation_is_not_published(outputs, tmp_path):
+    shutil.copytree(outputs, tmp_path / "again", ignore=shutil.ignore_patterns("export"))
+    for time, published in ((2e9, True), (1e9, False)):
+        os.utime(tmp_path / "again" / "eval" / "results.json", (time, time))
+        done = run("--output-dir", str(tmp_path / "again"), "--format", "lora")
+        assert done.returncode == 0, done.stderr
+        assert ("## Evaluation" in (tmp_path / "again" / "export" / "lora" / "README.md").read_text()) == published
+
+
 def test_failed_export_leaves_nothing(outputs, tmp_path):
     (tmp_path / "convert_hf_to_gguf.py").write_text("raise SystemExit('unknown pre-tokenizer')")
     done = run("--output-dir", outputs, "--engine", "trl", "--format", "gguf", UNSLOTH_LLAMA_CPP_PATH=str(tmp_path))

@@ -98,6 +98,8 @@ def test_answer_reward_without_end_of_thought_or_with_unusable_gold():
     assert call(rewards.answer_reward, "34 34 34") == 0.0
     assert call(rewards.answer_reward, "<think>x</think>34", "x + y") is None
     assert call(rewards.answer_reward, "<think>x</think>nan", "nan") is None
+    assert call(rewards.answer_reward, "<think>x</think>15", "1,5") is None
+    assert call(rewards.answer_reward, "<think>x</think>1440", "1,440.0") == 1.0
     assert call(rewards.answer_reward, "a</think>35</think>34") == 1.0
 
 
