@@ -198,7 +198,7 @@ if __name__ == "__main__":
     if os.path.exists(run_file) and not args.rescore:
         run = json.load(open(run_file))
         names = ("model", "dataset", "dataset_config", "dataset_split", "system_prompt", "target_lang", "reasoning_tokens",
-                 "max_prompt_quantile", "eval_fraction", "seed", "gpu_memory_utilization")
+                 "max_prompt_quantile", "eval_fraction", "seed")
         parser.set_defaults(**{name: run["arguments"][name] for name in names})
         same_model = parser.parse_args().model == run["arguments"]["model"]  # not so: merged_16bit alone, for instance
         parser.set_defaults(load_in_4bit=same_model and run["effective"]["load_in_4bit"])
