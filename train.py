@@ -22,6 +22,9 @@ import time
 
 from data import add_data_arguments, get_reasoning_tokens, load_math_dataset
 
+# vLLM's default sampler is compiled on first use, which needs nvcc (vllm#49497); evaluate.py imports this too
+os.environ.setdefault("VLLM_USE_FLASHINFER_SAMPLER", "0")
+
 LORA_TARGETS = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
 
 

@@ -67,6 +67,11 @@ def test_run_sh_names_a_driver_that_is_too_old(tmp_path):
     assert done.returncode == 2 and done.stderr.startswith("error: PyTorch does not see the GPU") and done.stderr.count("\n") == 1
 
 
+def test_run_sh_names_a_missing_compiler(tmp_path):
+    done = run_with_stand_ins(tmp_path, "fast", **{"nvidia-smi": "exit 0", "python3": 'case "$2" in *Python.h*) exit 1;; esac'})
+    assert done.returncode == 2 and done.stderr.startswith("error: a C compiler and Python's headers") and done.stderr.count("\n") == 1
+
+
 def test_shell_scripts_parse():
     for name in ("run.sh", "tests/run.sh", "tests/gpu/measure.sh", "tests/gpu/smollm2.sh", "tests/seeds.sh", ".ci/run"):
         subprocess.run(["bash", "-n", str(ROOT / name)], check=True)

@@ -16,16 +16,16 @@ step() {  # step NAME LIMIT_SECONDS COMMAND...
     timeout -k 5 "$limit" "$@" 2>&1 | python3 -uc "import sys, time; s = time.time(); [print(f'{time.time() - s:6.1f}', line, end='') for line in sys.stdin]" > "$out/$name.log"
     echo "[$SECONDS s] $name: exit ${PIPESTATUS[0]}, $((SECONDS - start)) s"
 }
-card() {  # card GIB: leave only so much of the GPU free
-    python3 -c "import sys, time, torch; hold = torch.empty(torch.cuda.mem_get_info()[0] - int(float(sys.argv[1]) * 2**30), dtype=torch.uint8, device='cuda'); time.sleep(2000)" "$1" &
-    ballast=$!; sleep 12
+train() {  # train NAME LIMIT_SECONDS FLAGS...; card: a smaller card's GiB
+    local name=$1 limit=$2; shift 2
+    step "$name" "$limit" python3 ${card:+tests/gpu/as_card.py $card} train.py --model "$model" --dataset "$data" --system-prompt en --report-to none \
+        --save-steps 100000 --output-dir "$out/$name" "$@"
 }
-train() { name=$1 limit=$2; shift 2; step "$name" "$limit" python3 train.py --model "$model" --dataset "$data" --system-prompt en --report-to none --save-steps 100000 --output-dir "$out/$name" "$@"; }
 trl=(--engine trl --num-generations 16 --beta 0)
 
 for measurement in "$@"; do
     case $measurement in  # empty compilation caches, but for those whose start is not measured
-        memory* | improved | serve | smoke) cold "rest-${CUDA_VISIBLE_DEVICES:-0}" ;;
+        [24]*bit-* | improved | serve | smoke) cold "rest-${CUDA_VISIBLE_DEVICES:-0}" ;;
         peer-tutorial) cold tutorial ;;  # run it after tutorial: only ours starts cold
         *) cold "$measurement" ;;
     esac
@@ -54,17 +54,15 @@ for measurement in "$@"; do
                 step "serve-$name" 240 python3 evaluate.py --model "$out/x8/export/$name" --adapter none --no-load-in-4bit --dataset "$data" --max-tokens 64 \
                     --output-dir "$out/serve-$name" --gpu-memory-utilization "$(u 0.35)"
             done ;;
-        smoke) step smoke 450 env SKIP_INSTALL=1 bash tests/run.sh gpu -q ;;
+        smoke) step smoke 450 env SKIP_INSTALL=1 bash tests/run.sh gpu -q -rP ;;
         smollm2)
             step smollm2 1300 bash tests/gpu/smollm2.sh "$SMOLLM2" "$out/smollm2"
             step smollm2-export 300 python3 export.py --output-dir "$out/smollm2/improved-1" --format merged_16bit merged_4bit gguf --quantization q8_0 q4_k_m ;;
-        memory24) card 23.5; train m24-4bit-4x1024 300 --max-steps 2 --gpu-memory-utilization 0.6; kill $ballast ;;  # Unsloth: of what is free
-        memory24-long)
-            card 23.5; train m24-4bit-8x2048 300 --max-steps 1 --gpu-memory-utilization 0.6 --num-generations 8 --max-seq-length 2048; kill $ballast ;;
-        memory40)
-            card 39.4; train m40-16bit-8x1024 300 --max-steps 2 --no-load-in-4bit --num-generations 8 --gpu-memory-utilization 0.65; kill $ballast ;;
-        memory40-long)
-            card 39.4; train m40-4bit-8x4096 300 --max-steps 1 --num-generations 8 --max-seq-length 4096 --gpu-memory-utilization 0.6; kill $ballast ;;
+        # What fits: NAME is CARD-BITS-GENERATIONSxLENGTH. A 24 GB card has 23.5 GiB, one of 40 GB 39.4
+        24-4bit-4x1024) card=23.5 train "$measurement" 400 --max-steps 2 --gpu-memory-utilization 0.6 ;;
+        24-4bit-8x2048) card=23.5 train "$measurement" 400 --max-steps 1 --gpu-memory-utilization 0.6 --num-generations 8 --max-seq-length 2048 ;;
+        40-4bit-8x4096) card=39.4 train "$measurement" 500 --max-steps 1 --gpu-memory-utilization 0.6 --num-generations 8 --max-seq-length 4096 ;;
+        40-16bit-8x1024) card=39.4 train "$measurement" 400 --max-steps 2 --gpu-memory-utilization 0.65 --num-generations 8 --no-load-in-4bit ;;
         *) echo "unknown measurement $measurement" ;;
     esac
 done

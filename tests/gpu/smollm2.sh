@@ -9,19 +9,14 @@ set -uo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/../.."
 base=$1 out=$2; shift 2; mkdir -p "$out"
 [ $# = 0 ] && set -- tutorial improved tutorialrewards
-export OMP_NUM_THREADS=2
+export OMP_NUM_THREADS=1
 completions=${COMPLETIONS:-1600} demo=$out/demo port=$((20000 + RANDOM))
 [ -e "$demo/train.jsonl" ] || python3 tests/make_demo_model.py --init "$base" --output-dir "$demo" --steps "${TEACH:-40}" --bare-answers 0 --learning-rate 2e-4 > "$out/teach.log" 2>&1
 run() {
-    name=$1; shift
-    for try in 1 2 3 4 5 6; do  # vLLM gives up if another process frees memory while it measures what is free: only then again
-        python3 train.py --engine trl --model "$demo/model" --dataset "$demo/train.jsonl" --eval-fraction 0.4 --reasoning-tokens "<think>" "</think>" \
-            --max-seq-length 256 --gpu-memory-utilization 0.06 --report-to none --save-steps 100000 --output-dir "$out/$name" "$@" > "$out/$name.log" 2>&1 && break
-        if ! grep -q "memory profiling\|No available memory\|Free memory on device" "$out/$name.log"; then
-            echo "$name: failed, see $out/$name.log"; return
-        fi
-        sleep $((RANDOM % 20))
-    done
+    name=$1 card=$2; shift 2  # card: GiB
+    if ! python3 tests/gpu/as_card.py "$card" train.py --engine trl --model "$demo/model" --dataset "$demo/train.jsonl" --eval-fraction 0.4 \
+        --reasoning-tokens "<think>" "</think>" --max-seq-length 256 --gpu-memory-utilization 0.4 --report-to none --save-steps 100000 \
+        --output-dir "$out/$name" "$@" > "$out/$name.log" 2>&1; then echo "$name: failed, see $out/$name.log"; return; fi
     python3 evaluate.py --output-dir "$out/$name" --split held-out --num-samples 200 --max-tokens 120 --no-fast-inference > "$out/$name.eval.log" 2>&1
     echo "$name: $(grep -a "^steps\|^seconds" "$out/$name.log" | head -n 2 | tr "\n" " ")"
 }
@@ -31,11 +26,11 @@ for arm in "$@"; do
     for seed in 1 2 3; do
         export MASTER_PORT=$((port += 7))  # TRL's own choice of a free port can collide
         case $arm in
-            tutorial) run "$arm-$seed" --seed $seed --system-prompt en --max-steps $((completions / 4)) & ;;
-            improved) run "$arm-$seed" --seed $seed "${improved[@]}" --rewards improved & ;;
-            tutorialrewards) run "$arm-$seed" --seed $seed "${improved[@]}" --rewards tutorial & ;;
+            tutorial) run "$arm-$seed" 5 --seed $seed --system-prompt en --max-steps $((completions / 4)) & ;;
+            improved) run "$arm-$seed" 9 --seed $seed "${improved[@]}" --rewards improved & ;;
+            tutorialrewards) run "$arm-$seed" 9 --seed $seed "${improved[@]}" --rewards tutorial & ;;
         esac
-        sleep 12
+        sleep 4
     done
 done
 wait
