@@ -12,7 +12,7 @@ import sys
 import pynvml
 import torch
 
-CONTEXT = 0.7 * 2**30
+CONTEXT = 1.0 * 2**30
 size = float(sys.argv[1]) * 2**30
 os.environ["VLLM_ENABLE_V1_MULTIPROCESSING"] = "0"  # evaluate.py's engine, too, in this process
 pynvml.nvmlInit()

@@ -60,8 +60,8 @@ for measurement in "$@"; do
             step smollm2-export 300 python3 export.py --output-dir "$out/smollm2/improved-1" --format merged_16bit merged_4bit gguf --quantization q8_0 q4_k_m ;;
         # What fits: NAME is CARD-BITS-GENERATIONSxLENGTH. A 24 GB card has 23.5 GiB, one of 40 GB 39.4
         24-4bit-4x1024) card=23.5 train "$measurement" 400 --max-steps 2 --gpu-memory-utilization 0.6 ;;
-        24-4bit-8x2048) card=23.5 train "$measurement" 400 --max-steps 1 --gpu-memory-utilization 0.6 --num-generations 8 --max-seq-length 2048 ;;
-        40-4bit-8x4096) card=39.4 train "$measurement" 500 --max-steps 1 --gpu-memory-utilization 0.6 --num-generations 8 --max-seq-length 4096 ;;
+        24-4bit-8x2048) card=23.5 train "$measurement" 400 --max-steps 1 --warmup-ratio 0 --gpu-memory-utilization 0.6 --num-generations 8 --max-seq-length 2048 ;;
+        40-4bit-8x4096) card=39.4 train "$measurement" 500 --max-steps 1 --warmup-ratio 0 --gpu-memory-utilization 0.6 --num-generations 8 --max-seq-length 4096 ;;
         40-16bit-8x1024) card=39.4 train "$measurement" 400 --max-steps 2 --gpu-memory-utilization 0.65 --num-generations 8 --no-load-in-4bit ;;
         *) echo "unknown measurement $measurement" ;;
     esac
