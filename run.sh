@@ -59,8 +59,9 @@ if [ $venv = .venv ]; then
     if ! "$python" -c 'import sys, torch; sys.exit(not torch.cuda.is_available())'; then
         echo "error: PyTorch does not see the GPU: the driver must support CUDA 13 (nvidia-smi names its CUDA version)" >&2; exit 2
     fi
-    # Triton, which vLLM and Unsloth compile kernels with, calls a C compiler
-    if ! { command -v "${CC:-gcc}" && "$python" -c 'import os, sys, sysconfig; sys.exit(not os.path.exists(sysconfig.get_path("include") + "/Python.h"))'; } > /dev/null; then
+    # Triton, which makes vLLM's and Unsloth's kernels, compiles C against Python's headers
+    include=$("$python" -c 'import sysconfig; print(sysconfig.get_path("include"))')
+    if ! "${CC:-gcc}" -E -I"$include" - <<< '#include <Python.h>' > /dev/null 2>&1; then
         echo "error: a C compiler and Python's headers are needed (Debian, Ubuntu: gcc and python3-dev)" >&2; exit 2
     fi
 fi
