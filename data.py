@@ -61,6 +61,16 @@ def make_system_prompt(name, target_lang="id"):
     return SYSTEM_PROMPTS.get(name, name).replace("{zh}", zh).replace("{en}", en)
 
 
+def load_tokenizer(model):
+    """Return the tokenizer of a hub name or folder, as its tokenizer.json has it.
+
+    Not AutoTokenizer: the tutorial's model names LlamaTokenizerFast as its class, for which transformers 5 puts another
+    pre-tokenizer and decoder in place of the file's, and every space is lost (transformers#45488). Unsloth mends its own.
+    """
+    from transformers import PreTrainedTokenizerFast
+    return PreTrainedTokenizerFast.from_pretrained(model)
+
+
 def get_reasoning_tokens(tokenizer):
     """Return (start, end) of the reasoning, for instance ("<think>", "</think>"), from the tokenizer's added tokens.
 
@@ -87,27 +97,26 @@ def load_rows(path, config="en", split="train"):
     Raises ValueError when it does not exist, is empty, or has neither column pair of this file's docstring.
     """
     from datasets import load_dataset
-    kinds = {".jsonl": "json", ".json": "json", ".parquet": "parquet"}
-    files = [path]
-    if os.path.isdir(path):
-        # a downloaded hub data set: CONFIG/SPLIT-00000-of-00001.parquet
-        folder = os.path.join(path, config) if os.path.isdir(os.path.join(path, config)) else path
-        files = sorted(os.path.join(folder, name) for name in os.listdir(folder) if os.path.splitext(name)[1] in kinds)
-        if split != "train" or any(os.path.basename(file).startswith(("train", "test", "val")) for file in files):
-            files = [file for file in files if os.path.basename(file).startswith(split)]
-    kind = kinds.get(os.path.splitext(files[0])[1]) if files else "none"
+    kind = {".jsonl": "json", ".json": "json", ".parquet": "parquet"}.get(os.path.splitext(path)[1])
     try:
-        if kind == "none" or (kind and not os.path.exists(files[0])):
-            raise ValueError("no such .jsonl, .json or .parquet file; see --dataset-config, --dataset-split")
-        if kind and not any(os.path.getsize(file) for file in files):
+        if kind and os.path.exists(path) and not os.path.getsize(path):
             raise ValueError("it is empty")
-        dataset = load_dataset(kind, data_files=files, split="train") if kind else load_dataset(path, config, split=split)
+        if kind:
+            dataset = load_dataset(kind, data_files=path, split="train")
+        elif os.path.isdir(path):  # a downloaded hub data set has a sub-folder for each configuration
+            folder = os.path.join(path, config)
+            dataset = load_dataset(folder if os.path.isdir(folder) else path, split=split)
+        else:
+            dataset = load_dataset(path, config, split=split)
     except Exception as error:  # datasets raises a dozen types for "not there" and "not readable"
-        raise ValueError(f"cannot load data set {path}: {str(error.__cause__ or error).splitlines()[0]}") from error
+        cause = error.__cause__ or error
+        raise ValueError(f"cannot load data set {path}: {(str(cause) or repr(cause)).splitlines()[0]}") from error
     if len(dataset) == 0:
         raise ValueError(f"data set {path} is empty")
     for question, answer in (("prompt", "solution"), ("question", "answer")):
         if {question, answer} <= set(dataset.column_names):
+            if None in dataset[answer] or not all(isinstance(text, str) for text in dataset[question]):
+                raise ValueError(f"data set {path}: every {question} must be text, and every {answer} be there")
             return dataset.map(lambda row: {"prompt": row[question], "answer": extract_hash_answer(str(row[answer]))},
                                remove_columns=dataset.column_names)
     raise ValueError(f"data set {path} has columns {dataset.column_names}; needed: prompt and solution, or question and answer")
@@ -158,9 +167,8 @@ if __name__ == "__main__":
     parser.error = lambda message: parser.exit(2, f"error: {message}\n")
     args = parser.parse_args()
 
-    from transformers import AutoTokenizer
     try:
-        tokenizer = AutoTokenizer.from_pretrained(args.model)
+        tokenizer = load_tokenizer(args.model)
         reasoning_start, reasoning_end = args.reasoning_tokens or get_reasoning_tokens(tokenizer)
         rows = load_rows(args.dataset, args.dataset_config, args.dataset_split)
         train, held_out, maximum_length = load_math_dataset(args, tokenizer)

@@ -15,7 +15,7 @@ import sys
 import time
 
 sys.path.insert(0, os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
-from data import SYSTEM_PROMPTS, make_system_prompt
+from data import SYSTEM_PROMPTS, load_tokenizer, make_system_prompt
 
 BOS, EOS, USER, ASSISTANT = "<｜begin▁of▁sentence｜>", "<｜end▁of▁sentence｜>", "<｜User｜>", "<｜Assistant｜>"
 TEMPLATE = (  # the shape of DeepSeek-R1-0528's: nothing is prefilled, past thoughts are dropped
@@ -79,6 +79,14 @@ def make_tokenizer(texts):
     return fast
 
 
+def declare_llama(folder):
+    """Name Llama's tokenizer class, as the tutorial's model does: AutoTokenizer of transformers 5 then loses every space."""
+    path = os.path.join(folder, "tokenizer_config.json")
+    config = json.load(open(path, encoding="utf-8"))
+    with open(path, "w", encoding="utf-8") as file:
+        json.dump(config | {"tokenizer_class": "LlamaTokenizerFast"}, file, ensure_ascii=False, indent=1)
+
+
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0], formatter_class=argparse.ArgumentDefaultsHelpFormatter)
     parser.add_argument("--output-dir", default="demo", help="folder for model/ and train.jsonl")
@@ -93,7 +101,7 @@ if __name__ == "__main__":
     started = time.time()
 
     import torch
-    from transformers import AutoModelForCausalLM, AutoTokenizer, Qwen3Config, Qwen3ForCausalLM
+    from transformers import AutoModelForCausalLM, Qwen3Config, Qwen3ForCausalLM
     rng = random.Random(args.seed)
     torch.manual_seed(args.seed)
     torch.set_flush_denormal(True)  # gradients that vanish would make CPU arithmetic ten times slower
@@ -107,7 +115,7 @@ if __name__ == "__main__":
             yield [system, {"role": "user", "content": make_question(rng, *problem)}], make_completion(rng, *problem, args.bare_answers)
 
     if args.init:
-        tokenizer = AutoTokenizer.from_pretrained(args.init)
+        tokenizer = load_tokenizer(args.init)
         model = AutoModelForCausalLM.from_pretrained(args.init, dtype=torch.float32).to(device)
     else:
         texts = [text for _ in range(100) for messages, completion in make_examples(20)
@@ -146,6 +154,8 @@ if __name__ == "__main__":
 
     model.save_pretrained(os.path.join(args.output_dir, "model"))
     tokenizer.save_pretrained(os.path.join(args.output_dir, "model"))
+    if not args.init:
+        declare_llama(os.path.join(args.output_dir, "model"))
     with open(os.path.join(args.output_dir, "train.jsonl"), "w", encoding="utf-8") as file:
         for problem in kept:
             file.write(json.dumps({"prompt": make_question(rng, *problem), "solution": str(sum(problem))}) + "\n")

@@ -5,7 +5,7 @@
 import json
 
 import pytest
-from conftest import run_script
+from conftest import ROOT, run_script
 
 import data
 
@@ -52,12 +52,18 @@ def test_a_downloaded_hub_folder(tmp_path):
     for folder in (tmp_path, tmp_path / "main"):
         assert data.load_rows(str(folder), "main", "train").to_list() == [{"prompt": "a", "answer": "1"}]
         assert data.load_rows(str(folder), "main", "test").to_list() == [{"prompt": "b", "answer": "2"}]
-        with pytest.raises(ValueError, match="no such .*--dataset-split"):
+        with pytest.raises(ValueError, match="Unknown split .validation"):
             data.load_rows(str(folder), "main", "validation")
+    (tmp_path / "flat" / "data").mkdir(parents=True)
+    write(tmp_path / "flat" / "data" / "train-00000-of-00001.jsonl", [{"question": "a", "answer": "#### 1"}])
+    assert data.load_rows(str(tmp_path / "flat")).to_list() == [{"prompt": "a", "answer": "1"}]
 
 
 @pytest.mark.parametrize("make, message", [
-    (lambda p: p / "no.jsonl", "no such"), (lambda p: write(p / "empty.jsonl", []), "empty"), (lambda p: p, "no such"),
+    (lambda p: p / "no.jsonl", "Unable to find"), (lambda p: write(p / "empty.jsonl", []), "empty"), (lambda p: p, "doesn't contain any data files"),
+    (lambda p: write(p / "null.jsonl", [{"prompt": None, "solution": "1"}]), "every prompt must be text"),
+    (lambda p: write(p / "gold.jsonl", [{"prompt": "a", "solution": None}]), "every solution be there"),
+    (lambda p: write(p / "messages.jsonl", [{"prompt": [{"role": "user", "content": "a"}], "solution": "1"}]), "every prompt must be text"),
     (lambda p: write(p / "cols.jsonl", [{"text": "a"}]), "needed: prompt and solution"),
     (lambda p: (p / "bad.jsonl").write_text("{not json") and p / "bad.jsonl", "JSON parse error")])
 def test_unusable_data(tmp_path, make, message):
@@ -66,8 +72,7 @@ def test_unusable_data(tmp_path, make, message):
 
 
 def test_reasoning_tokens_length_filter_split_and_template(tiny, tmp_path):
-    from transformers import AutoTokenizer
-    tokenizer = AutoTokenizer.from_pretrained(tiny / "model")
+    tokenizer = data.load_tokenizer(tiny / "model")
     assert data.get_reasoning_tokens(tokenizer) == ("<think>", "</think>")
     rows = [{"prompt": f"What is {'1 + ' * (i // 2)}1?", "solution": str(i // 2 + 1)} for i in range(40)]  # each question twice
     import argparse
@@ -88,10 +93,22 @@ def test_reasoning_tokens_length_filter_split_and_template(tiny, tmp_path):
     assert tokenizer.decode(tokenizer("<think>a</think>b")["input_ids"], skip_special_tokens=True) == "<think>a</think>b"
 
 
+def test_tokenizer_keeps_spaces(tiny, tmp_path):
+    """The tutorial's model declares LlamaTokenizerFast, and so does the demo: AutoTokenizer drops their spaces."""
+    from transformers import AutoTokenizer
+    text = "<think>Baik, mari kita hitung 12 + 7.</think>19"
+    for load, kept in ((data.load_tokenizer, text), (AutoTokenizer.from_pretrained, text.replace(" ", ""))):
+        tokenizer = load(tiny / "model")
+        assert tokenizer.decode(tokenizer(text)["input_ids"]) == kept
+    data.load_tokenizer(tiny / "model").save_pretrained(tmp_path)  # as export.py does: then AutoTokenizer is right, too
+    tokenizer = AutoTokenizer.from_pretrained(tmp_path)
+    assert tokenizer.decode(tokenizer(text)["input_ids"]) == text
+
+
 def test_data_script_shows_what_the_tutorial_shows(tiny):
     done = run_script("data.py", "--model", tiny / "model", "--dataset", tiny / "train.jsonl", "--eval-fraction", "0.25", "--target-lang", "de")
     assert done.returncode == 0, done.stderr
     for text in ("<think> </think>", "德语", "maximum length:", "0.9 quantile", "<｜User｜>", "held out", "'answer': '"):
         assert text in done.stdout
     done = run_script("data.py", "--model", tiny / "model", "--dataset", "nowhere.jsonl")
-    assert (done.returncode, done.stderr) == (2, "error: cannot load data set nowhere.jsonl: no such .jsonl, .json or .parquet file; see --dataset-config, --dataset-split\n")
+    assert (done.returncode, done.stderr) == (2, f"error: cannot load data set nowhere.jsonl: Unable to find '{ROOT}/nowhere.jsonl'\n")

@@ -19,6 +19,7 @@ ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
 sys.path.insert(0, ROOT)
 import export
 from data import make_system_prompt
+from make_demo_model import declare_llama
 from train import LORA_TARGETS
 
 QWEN = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
@@ -100,6 +101,7 @@ def outputs(tmp_path_factory):
     torch.manual_seed(0)
     Qwen3ForCausalLM(config).bfloat16().save_pretrained(base)
     tokenizer.save_pretrained(base)
+    declare_llama(base)
     threads = torch.get_num_threads()
     torch.set_num_threads(1)  # tiny matrices: several threads wait for each other, much longer on a busy machine
     make_adapter(base, f"{folder}/grpo_lora", tokenizer, steps=20)
@@ -145,7 +147,7 @@ def test_all_formats(outputs):
     assert sorted(formats["gguf"]["files"]) == ["Modelfile", "README.md", "base-grpo-q4_k_m.gguf"]
     modelfile = open(f"{folder}/gguf/Modelfile").read()
     assert modelfile.startswith("FROM ./base-grpo-q4_k_m.gguf\n") and make_system_prompt("zh") in modelfile
-    assert "{{ .System }}<｜User｜>{{ .Prompt }}<｜Assistant｜>{{ .Response }}<｜end▁of▁sentence｜>" in modelfile
+    assert "{{ if .System }}<｜begin▁of▁sentence｜>{{ .System }}{{ end }}<｜User｜>{{ .Prompt }}<｜Assistant｜>{{ .Response }}<｜end▁of▁sentence｜>" in modelfile
     assert 'PARAMETER stop "<｜User｜>"' in modelfile and "PARAMETER temperature 0.7" in modelfile
 
 
