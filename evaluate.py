@@ -15,7 +15,7 @@ import math
 import os
 import time
 
-from data import add_data_arguments, get_reasoning_tokens, load_math_dataset, make_system_prompt
+from data import add_data_arguments, get_reasoning_tokens, load_math_dataset, load_tokenizer, make_system_prompt
 from train import check_adapter
 
 RATES = ("indonesian_rate", "accuracy", "indonesian_and_correct", "truncation_rate")
@@ -137,13 +137,14 @@ def draw(samples, results, path):
     figure.savefig(path, dpi=110)
 
 
-def report(samples, results, folder):
-    """Write samples.jsonl, results.json and eval.png, and print the tutorial's lines, then the rates and verdicts."""
-    with open(os.path.join(folder, "samples.jsonl"), "w", encoding="utf-8") as file:
+def report(samples, results, samples_file):
+    """Write samples_file, results.json and eval.png, and print the tutorial's lines, then the rates and verdicts."""
+    folder = os.path.dirname(samples_file)
+    draw(samples, results, os.path.join(folder, "eval.png"))
+    with open(samples_file, "w", encoding="utf-8") as file:
         file.writelines(json.dumps(row, ensure_ascii=False) + "\n" for row in samples)
     with open(os.path.join(folder, "results.json"), "w", encoding="utf-8") as file:
         json.dump(results, file, indent=1, ensure_ascii=False)
-    draw(samples, results, os.path.join(folder, "eval.png"))
     n = results["n"]
     if "comparisons" in results:
         from data import LANGUAGES
@@ -164,8 +165,8 @@ def report(samples, results, folder):
     for arm in ("base", "lora"):
         if arm in results:
             differ = results[arm]["langid_disagrees"]
-            print(f"{'mean_tokens':23} {arm}  {results[arm]['mean_tokens']:.1f}    language_share "
-                  f"{results[arm]['language_share']:.2f}    langid disagrees on {differ['n']} of {n} {differ['labels']}")
+            print(f"{'mean_tokens':23} {arm}  {results[arm]['mean_tokens']:.1f}    language_share {results[arm]['language_share']:.2f}, "
+                  f"which langid contradicts on {differ['n']} of {n} {differ['labels'] or ''}")
 
 
 if __name__ == "__main__":
@@ -211,9 +212,9 @@ if __name__ == "__main__":
             old = json.load(open(os.path.join(os.path.dirname(args.rescore), "results.json"), encoding="utf-8"))
             rewards.target_lang = old["target_lang"]
             rewards.reasoning_start, rewards.reasoning_end = old["reasoning_tokens"]
-            report(samples, old | summarize(samples), os.path.dirname(args.rescore))
-        except (OSError, ValueError, KeyError, IndexError) as error:
-            parser.error(f"--rescore {args.rescore}: {error!r}")
+            report(samples, old | summarize(samples), args.rescore)
+        except (OSError, ValueError, KeyError, IndexError, TypeError) as error:
+            parser.error(f"--rescore {args.rescore}: these are not evaluate.py's samples beside their results.json ({error!r})")
         raise SystemExit
 
     # -----------------------------------------------------------------------------------------------------------------
@@ -223,19 +224,17 @@ if __name__ == "__main__":
     adapter = None if args.adapter == "none" else args.adapter or os.path.join(args.output_dir, "grpo_lora")
     folder = os.path.join(args.output_dir, "eval" if adapter else "eval-alone")
     import torch
-    from transformers import AutoConfig, AutoTokenizer
+    from transformers import AutoConfig
     try:
-        os.makedirs(folder, exist_ok=True)
-        open(os.path.join(folder, "samples.jsonl"), "a").close()  # fails now, not after an hour, where we may not write
-        tokenizer = AutoTokenizer.from_pretrained(args.model)
+        tokenizer = load_tokenizer(args.model)
         tokenizer.pad_token = tokenizer.pad_token or tokenizer.eos_token
         adapter_config = check_adapter(adapter, args.model) if adapter else None
-        if len(tokenizer) > AutoConfig.from_pretrained(args.model).vocab_size:
+        if len(tokenizer) > AutoConfig.from_pretrained(args.model).get_text_config().vocab_size:
             raise ValueError(f"the tokenizer of {args.model} has {len(tokenizer)} tokens, more than the model's vocabulary")
         rewards.reasoning_start, rewards.reasoning_end = args.reasoning_tokens or get_reasoning_tokens(tokenizer)
         dataset, held_out, _ = load_math_dataset(argparse.Namespace(**vars(args) | {"seed": split_seed}), tokenizer)
     except (ValueError, OSError) as error:
-        parser.error(str(error).splitlines()[0])
+        parser.error(str(error).split("\n")[0])
     if args.split == "held-out":
         questions = held_out and [prompt[-1]["content"] for prompt in held_out["prompt"]]
         if not questions or questions != run.get("held_out"):
@@ -244,6 +243,13 @@ if __name__ == "__main__":
         dataset = held_out
     if args.num_samples > len(dataset) or args.num_samples < 1:
         parser.error(f"--num-samples {args.num_samples}: the {args.split} split has {len(dataset)} prompts")
+    if args.max_tokens < 1 or args.temperature < 0:
+        parser.error("--max-tokens must be at least 1, and --temperature at least 0")
+    try:
+        os.makedirs(folder, exist_ok=True)
+        open(os.path.join(folder, "samples.jsonl"), "a").close()  # fails now, not after an hour, where we may not write
+    except OSError as error:
+        parser.error(str(error))
     dataset = dataset.shuffle(seed=args.seed).select(range(args.num_samples))
 
     def render(messages):
@@ -268,8 +274,8 @@ if __name__ == "__main__":
     if torch.cuda.is_available() and args.fast_inference:
         from vllm import LLM, SamplingParams
         from vllm.lora.request import LoRARequest
-        rank = adapter and next(size for size in (8, 16, 32, 64, 128, 256, 512) if size >= adapter_config["r"])  # what vLLM has
-        llm = LLM(model=args.model, enable_lora=bool(adapter), **({"max_lora_rank": rank} if adapter else {}),
+        rank = next(size for size in (8, 16, 32, 64, 128, 256, 512) if size >= adapter_config["r"]) if adapter else 16  # vLLM's sizes
+        llm = LLM(model=args.model, enable_lora=bool(adapter), max_lora_rank=rank,
                   max_model_len=max(max(map(len, ids)) + args.max_tokens, 2048), max_num_batched_tokens=4096,  # as in train.py
                   gpu_memory_utilization=args.gpu_memory_utilization,
                   max_num_seqs=min(len(ids), 256),  # few sequences need few CUDA graphs: the engine starts faster
@@ -326,7 +332,7 @@ if __name__ == "__main__":
         "commit": run.get("commit"),
         "seconds": seconds,
     }
-    report(samples, results, folder)
+    report(samples, results, os.path.join(folder, "samples.jsonl"))
     if adapter and all(row["base"]["text"] == row["lora"]["text"] for row in samples):
         print("warning: every text is the same with and without LoRA: the adapter changes too little, or is not applied")
     print(f"seconds: {seconds}\nwritten: {folder}/results.json, samples.jsonl, eval.png")

@@ -24,7 +24,7 @@ import sys
 import time
 from concurrent.futures import ProcessPoolExecutor
 
-from data import make_system_prompt
+from data import load_tokenizer, make_system_prompt
 from train import check_adapter
 
 PROBLEMS = ["What is the sqrt of 101?", "Solve (x + 2)^2 = 0", "What is 1+1?", "3 pens cost 6 dollars. And 5 pens?"]
@@ -58,8 +58,9 @@ def compare_weights(base, merged, delta):
     base, merged, delta = base.float(), merged.float(), delta.float()
     expected = base + delta
     error = ((merged - expected).abs() / (expected.abs() + delta.abs()).clamp(min=1e-30)).max().item()
-    return error, *(((matrix - base) * delta).sum().item() / delta.square().sum().item()
-                    for matrix in (merged, expected.bfloat16().float()))
+    applied, possible = (((matrix - base) * delta).sum().item() / delta.square().sum().item()
+                         for matrix in (merged, expected.bfloat16().float()))
+    return error, applied, possible
 
 
 def greedy_agreement(model, references):
@@ -113,11 +114,15 @@ def run_apart(function, *arguments):
 def make_modelfile(tokenizer, file_name, adds_bos, system_prompt, temperature):
     """Return an Ollama Modelfile; TEMPLATE is what the chat template makes of a system and a user message.
 
-    `adds_bos`: Ollama puts the first token there itself.
+    Ollama repeats TEMPLATE for every turn and leaves .System empty after the first: what stands before the user's turn is
+    in an {{ if }}. `adds_bos`: Ollama puts the first token there itself.
     """
-    messages = [{"role": "system", "content": "{{ .System }}"}, {"role": "user", "content": "{{ .Prompt }}"}]
-    template = tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
-    template = template.removeprefix(tokenizer.bos_token if adds_bos else "") + "{{ .Response }}" + tokenizer.eos_token
+    user = {"role": "user", "content": "{{ .Prompt }}"}
+    first, later = (tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
+                    for messages in ([{"role": "system", "content": "{{ .System }}"}, user], [user]))
+    turn = os.path.commonprefix([first[::-1], later[::-1]])[::-1]
+    head = first.removesuffix(turn).removeprefix(tokenizer.bos_token if adds_bos else "")
+    template = "{{ if .System }}" + head + "{{ end }}" + turn + "{{ .Response }}" + tokenizer.eos_token
     stops = [token for token in tokenizer.get_added_vocab() if token in template and "think" not in token]
     return "\n".join([f"FROM ./{file_name}", f'TEMPLATE """{template}"""', f'SYSTEM """{system_prompt}"""',
                       f"PARAMETER temperature {temperature}", *(f'PARAMETER stop "{token}"' for token in stops), ""])
@@ -137,9 +142,9 @@ def make_card(name, model_name, arguments, results, record):
              f"Base model: {public['model']}. Data: {dataset}. Language to think in: {language}.",
              usage.get(name, "Load it with transformers or vLLM."), ""]
     if results and "lora" in results:
-        lines += [f"## Evaluation, n = {results['n']}", "", "| | base | trained |", "| --- | --- | --- |",
-                  *(f"| {key} | {value} | {results['lora'][key]} |" for key, value in results["base"].items()
-                    if key != "langid_disagrees"), ""]
+        lines += [f"## Evaluation, n = {results['n']}, {results.get('split', 'unknown')} prompts", "", "| | base | trained |", "| --- | --- | --- |",
+                  *(f"| {key} | {value:.3g} | {results['lora'][key]:.3g} |" for key, value in results["base"].items()
+                    if isinstance(value, (int, float))), ""]
     for title, value in (("Checks of this export", record), ("Training arguments", public)):
         lines += [f"## {title}", "", "```json", json.dumps(value, indent=1, ensure_ascii=False), "```", ""]
     return "\n".join(lines)
@@ -166,7 +171,7 @@ if __name__ == "__main__":
     adapter = args.adapter or os.path.join(args.output_dir, "grpo_lora")
     run_file, evaluation = (os.path.join(args.output_dir, name) for name in ("run.json", "eval/results.json"))
     run, results = (json.load(open(path)) if os.path.exists(path) else None for path in (run_file, evaluation))
-    arguments = run["arguments"] if run else {}
+    arguments = run["arguments"] | run.get("effective", {}) if run else {}  # effective: what came of flags that the hardware decides
     args.engine = args.engine or arguments.get("engine", "unsloth")
     model_name = args.model or arguments.get("model")
     if not model_name:
@@ -197,9 +202,9 @@ if __name__ == "__main__":
         from peft import PeftModel
         from safetensors import safe_open
         from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, BitsAndBytesConfig
-        config, tokenizer = AutoConfig.from_pretrained(model_name), AutoTokenizer.from_pretrained(model_name)
+        config, tokenizer = AutoConfig.from_pretrained(model_name), load_tokenizer(model_name)
     except (ValueError, OSError) as error:
-        parser.error(str(error).splitlines()[0])
+        parser.error(str(error).split("\n")[0])
     weights = os.path.join(adapter, "adapter_model.safetensors")
     if results and (results.get("arguments", {}).get("adapter") != args.adapter or os.path.getmtime(evaluation) < os.path.getmtime(weights)):
         results = None  # of another adapter, or of an earlier training
@@ -217,6 +222,7 @@ if __name__ == "__main__":
     # Each format is written into `partial`, which ends with this process, and renamed once it is proven
     export = os.path.join(args.output_dir, "export")
     partial, merged, summary_path = (os.path.join(export, name) for name in ("partial", "merged_16bit", "export.json"))
+    partial_summary = os.path.join(partial, "export.json")
     shutil.rmtree(partial, ignore_errors=True)
     os.makedirs(partial)
     atexit.register(shutil.rmtree, partial, ignore_errors=True)
@@ -260,7 +266,7 @@ if __name__ == "__main__":
                        for key, m in layers[::max(1, len(layers) // 8)]]
             if args.engine == "trl":
                 model.merge_and_unload().save_pretrained(folder, max_shard_size="4GB")
-                tokenizer.save_pretrained(folder)
+            tokenizer.save_pretrained(folder)
             del model, layers
         elif name == "merged_4bit":
             nf4 = BitsAndBytesConfig(load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_use_double_quant=True,
@@ -288,7 +294,7 @@ if __name__ == "__main__":
                                        check=True, capture_output=True, text=True)
                     record["agreement"][kind], adds_bos = run_apart(gguf_agreement, path, texts, references)
                 except subprocess.CalledProcessError as error:
-                    sys.exit(f"error: {converter} failed: {error.stderr.strip().splitlines()[-1]}")
+                    sys.exit(f"error: {converter} failed: {error.stderr.strip().split(chr(10))[-1]}")
                 except Exception as error:  # ValueError of the checks, or whatever ended llama.cpp
                     sys.exit(f"error: llama.cpp cannot use {os.path.basename(path)}: {error}")
             if quantized and "f16" not in args.quantization:
@@ -300,8 +306,9 @@ if __name__ == "__main__":
         if name.startswith("merged"):
             index = os.path.join(folder, "model.safetensors.index.json")
             shards = json.load(open(index))["weight_map"] if os.path.exists(index) else {"": "model.safetensors"}
-            for file in {"generation_config.json", "tokenizer.json", *shards.values()} - set(os.listdir(folder)):
-                sys.exit(f"error: {name} lacks {file}")
+            missing = {"generation_config.json", "tokenizer.json", *shards.values()} - set(os.listdir(folder))
+            if missing:
+                sys.exit(f"error: {name} lacks {', '.join(sorted(missing))}")
             render = AutoTokenizer.from_pretrained(folder).apply_chat_template
             if [render(m, add_generation_prompt=True, return_dict=False) for m in messages] != prompts:
                 sys.exit(f"error: the tokenizer or the chat template of {name} is not that of {model_name}")
@@ -337,11 +344,11 @@ if __name__ == "__main__":
                                              (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)) / 2**20, 2),
                    "peak_gpu_gib": round(torch.cuda.max_memory_reserved() / 2**30, 2) if device == "cuda" else None}
         summary["formats"][name] = record
-        with open(os.path.join(partial, "export.json"), "w") as file:
+        with open(partial_summary, "w") as file:
             json.dump(summary, file, indent=1)
         shutil.rmtree(os.path.join(export, name), ignore_errors=True)
         os.replace(folder, os.path.join(export, name))
-        os.replace(file.name, summary_path)
+        os.replace(partial_summary, summary_path)
         print(f"{name}: {export}/{name}, {record['bytes'] / 1e9:.2f} GB, {record['seconds']} s", flush=True)
 
     for name in args.format if args.push_to_hub else []:

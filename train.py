@@ -1,7 +1,7 @@
 """GRPO fine-tuning of DeepSeek-R1-0528-Qwen3-8B so that it thinks in Indonesian. Reads top to bottom like the tutorial.
 
 Where this differs from the tutorial's text (README, "What differs", says why):
- 1. warm-up is given in steps, and prompts are bounded by the length filter: TRL dropped warmup_ratio and max_prompt_length.
+ 1. warmup_ratio goes in as warmup_steps, and prompts are bounded by the length filter: TRL dropped max_prompt_length.
  2. loss_type, beta, masking and clipping are set here: their defaults have changed silently since the tutorial ran.
  3. min_p, top_p, top_k go through GRPOConfig; no seed goes to vLLM, which would make a group's completions alike.
  4. The check that the LoRA was trained really checks it, and one before training shows that rollouts follow the adapter.
@@ -20,7 +20,7 @@ import subprocess
 import sys
 import time
 
-from data import add_data_arguments, get_reasoning_tokens, load_math_dataset
+from data import add_data_arguments, get_reasoning_tokens, load_math_dataset, load_tokenizer
 
 # vLLM's default sampler is compiled on first use, which needs nvcc (vllm#49497); evaluate.py imports this too
 os.environ.setdefault("VLLM_USE_FLASHINFER_SAMPLER", "0")
@@ -50,7 +50,7 @@ def check_adapter(folder, model=None):
                          + (f", {bad[0]} for one" if bad else ""))
     if model:
         from transformers import AutoConfig
-        hidden_size = AutoConfig.from_pretrained(model).hidden_size
+        hidden_size = AutoConfig.from_pretrained(model).get_text_config().hidden_size
         trained_on = next((t.shape[1] for key, t in tensors.items() if "q_proj.lora_A" in key), hidden_size)
         base, this = (os.path.basename(os.path.normpath(name)).lower().split("-unsloth")[0].removesuffix("-bnb-4bit")
                       for name in (config["base_model_name_or_path"], model))
@@ -135,7 +135,7 @@ if __name__ == "__main__":
     group = parser.add_argument_group("GRPO")
     group.add_argument("--rewards", choices=["tutorial", "improved"], default="tutorial", help="reward functions of rewards.py")
     group.add_argument("--reward-weights", type=float, nargs="+", help="one per reward; None: 1 each, or IMPROVED_WEIGHTS")
-    group.add_argument("--loss-type", default="bnpo", choices=["bnpo", "grpo", "dr_grpo", "dapo", "cispo", "sapo", "luspo", "vespo"],
+    group.add_argument("--loss-type", default="bnpo", choices=["bnpo", "grpo", "dr_grpo", "dapo"],
                        help="TRL's loss_type; bnpo: Unsloth's default when the tutorial ran")
     group.add_argument("--beta", type=float, default=0.001, help="weight of the KL term; 0.001: Unsloth's default then")
     group.add_argument("--epsilon-high", type=float, help="upper clip; None: as the lower, 0.2")
@@ -148,7 +148,7 @@ if __name__ == "__main__":
     group.add_argument("--lr-scheduler-type", default="linear", help="learning rate schedule")
     group.add_argument("--optim", default="adamw_8bit", help="optimizer (on a CPU: adamw_torch)")
     group.add_argument("--per-device-train-batch-size", type=int, default=1,
-                       help="completions per device and micro-batch; 1: one group, as Unsloth makes of the tutorial's 1")
+                       help="completions per device and micro-batch; 1 with no whole group in a step: --num-generations, as in Unsloth")
     group.add_argument("--gradient-accumulation-steps", type=int, default=1, help="micro-batches per step")
     group.add_argument("--max-steps", type=int, default=100, help="optimizer steps; -1: --num-train-epochs")
     group.add_argument("--num-train-epochs", type=float, default=1.0, help="passes over the data if --max-steps is -1")
@@ -165,22 +165,41 @@ if __name__ == "__main__":
                        help="cloud needs `swanlab login` or SWANLAB_API_KEY; offline needs neither")
     parser.error = lambda message: parser.exit(2, f"error: {message}\n")
     args = parser.parse_args()
-    if args.per_device_train_batch_size == 1:
-        args.per_device_train_batch_size = args.num_generations
+    run_file = os.path.join(args.output_dir, "run.json")
+    if args.resume and os.path.exists(run_file):  # the flags of the run that is continued, unless given anew
+        before = json.load(open(run_file))["arguments"]
+        parser.set_defaults(**{name: before[name] for name in vars(args) if name in before})
+        args = parser.parse_args()
     args.lora_alpha = args.lora_alpha or 2 * args.lora_rank
     if not 0 <= args.warmup_ratio < 1:
         parser.error("--warmup-ratio must be at least 0 and less than 1")
+    if args.temperature <= 0 or not 0 <= args.min_p <= 1:
+        parser.error("--temperature must be above 0, and --min-p from 0 to 1")
     if args.num_generations < 2:
         parser.error("--num-generations must be at least 2: GRPO compares the completions of a group")
     processes = int(os.environ.get("WORLD_SIZE", 1))
-    if args.per_device_train_batch_size * args.gradient_accumulation_steps * processes % args.num_generations:
+    if args.per_device_train_batch_size == 1 and args.gradient_accumulation_steps * processes % args.num_generations:
+        args.per_device_train_batch_size = args.num_generations
+    completions_per_step = args.per_device_train_batch_size * args.gradient_accumulation_steps * processes
+    if completions_per_step < 1 or completions_per_step % args.num_generations:
         parser.error(f"--num-generations {args.num_generations} must divide --per-device-train-batch-size "
                      f"{args.per_device_train_batch_size} * --gradient-accumulation-steps {args.gradient_accumulation_steps} "
                      f"* {processes} processes")
     if args.eval_steps and not args.eval_fraction:
         parser.error("--eval-steps needs --eval-fraction")
     if args.report_to != "none" and not importlib.util.find_spec(args.report_to):
-        parser.error(f"--report-to {args.report_to}: pip install {args.report_to}")
+        parser.error(f"--report-to {args.report_to}: no such package; activate run.sh's environment, or pip install {args.report_to}")
+    checkpoints = glob.glob(os.path.join(args.output_dir, "checkpoint-*"))
+    if args.resume and not checkpoints:
+        parser.error(f"--resume: no checkpoint in {args.output_dir}")
+    checkpoint = max(checkpoints, key=os.path.getmtime) if args.resume else None  # an older run may have gone further
+    import rewards
+    reward_funcs, weights = rewards.TUTORIAL_REWARDS, [1.0] * len(rewards.TUTORIAL_REWARDS)
+    if args.rewards == "improved":
+        reward_funcs, weights = rewards.IMPROVED_REWARDS, rewards.IMPROVED_WEIGHTS
+    args.reward_weights = args.reward_weights or weights
+    if len(args.reward_weights) != len(reward_funcs):
+        parser.error(f"--reward-weights needs {len(reward_funcs)} values: {', '.join(f.__name__ for f in reward_funcs)}")
     started = time.time()
 
     # -----------------------------------------------------------------------------------------------------------------
@@ -212,9 +231,9 @@ if __name__ == "__main__":
             peft_config = None
         else:
             from peft import LoraConfig
-            from transformers import AutoModelForCausalLM, AutoTokenizer, set_seed
+            from transformers import AutoModelForCausalLM, set_seed
             set_seed(args.seed)
-            tokenizer = AutoTokenizer.from_pretrained(args.model)
+            tokenizer = load_tokenizer(args.model)
             model = AutoModelForCausalLM.from_pretrained(
                 args.model, dtype=torch.bfloat16 if gpu else torch.float32,
                 device_map=int(os.environ.get("LOCAL_RANK", 0)) if gpu else None)  # straight to its GPU
@@ -225,7 +244,6 @@ if __name__ == "__main__":
 
     # -----------------------------------------------------------------------------------------------------------------
     # Data and rewards
-    import rewards
     try:
         rewards.reasoning_start, rewards.reasoning_end = args.reasoning_tokens or get_reasoning_tokens(tokenizer)
         rewards.target_lang = args.target_lang
@@ -234,10 +252,11 @@ if __name__ == "__main__":
         parser.error(str(error))
     first_prompt = tokenizer.apply_chat_template(dataset[0]["prompt"], tokenize=False, add_generation_prompt=True)
     rewards.think_is_prefilled = first_prompt.rstrip().endswith(rewards.reasoning_start)
-    reward_funcs, reward_weights = ((rewards.TUTORIAL_REWARDS, None) if args.rewards == "tutorial" else
-                                    (rewards.IMPROVED_REWARDS, rewards.IMPROVED_WEIGHTS))
-    if args.reward_weights and len(args.reward_weights) != len(reward_funcs):
-        parser.error(f"--reward-weights needs {len(reward_funcs)} values: {', '.join(f.__name__ for f in reward_funcs)}")
+    if len(dataset) < completions_per_step // args.num_generations:
+        parser.error(f"a step needs {completions_per_step // args.num_generations} prompts, and there are {len(dataset)}")
+    unusable = sum(rewards.is_correct("", answer) is None for answer in dataset["answer"])
+    if args.rewards == "improved" and unusable:
+        print(f"warning: {unusable} of {len(dataset)} answers are no numbers: answer_reward skips these rows")
 
     # -----------------------------------------------------------------------------------------------------------------
     # Trainer
@@ -247,10 +266,27 @@ if __name__ == "__main__":
         parser.error(f"--max-seq-length {args.max_seq_length} leaves no token after prompts of {maximum_length} tokens")
     from transformers import TrainerCallback
     from trl import GRPOConfig, GRPOTrainer
-    checkpoints = glob.glob(os.path.join(args.output_dir, "checkpoint-*"))
-    if args.resume and not checkpoints:
-        parser.error(f"--resume: no checkpoint in {args.output_dir}")
-    checkpoint = max(checkpoints, key=os.path.getmtime) if args.resume else None  # an older run may have gone further
+    is_main = int(os.environ.get("RANK", 0)) == 0
+
+    class Watch(TrainerCallback):
+        """Keep metrics.jsonl up to date; warn, or stop, when nothing can be learned."""
+        stuck = seconds_to_first_step = None
+
+        def on_step_end(self, training_args, state, control, **kwargs):
+            self.seconds_to_first_step = self.seconds_to_first_step or round(time.time() - started, 1)
+
+        def on_log(self, training_args, state, control, **kwargs):
+            if is_main:
+                with open(os.path.join(args.output_dir, "metrics.jsonl"), "w") as file:
+                    file.writelines(json.dumps(row) + "\n" for row in state.log_history)
+            cause = find_stuck(state.log_history, args.stop_if_stuck or 10)
+            if cause and cause != self.stuck and is_main:
+                print(f"warning: {cause}")
+            self.stuck = cause
+            if cause and args.stop_if_stuck:
+                control.should_training_stop = True
+
+    watch = Watch()
     try:
         training_args = GRPOConfig(
             temperature=args.temperature,
@@ -280,53 +316,29 @@ if __name__ == "__main__":
             epsilon_high=args.epsilon_high,
             scale_rewards=args.scale_rewards,
             mask_truncated_completions=args.mask_truncated_completions,
-            reward_weights=args.reward_weights or reward_weights,
+            reward_weights=args.reward_weights,
             use_vllm=gpu and args.fast_inference,
             vllm_gpu_memory_utilization=args.gpu_memory_utilization,
             vllm_max_model_length=max(args.max_seq_length, 2048),  # vLLM 0.23's warm-up overruns a shorter block table
             vllm_importance_sampling_correction=False,  # unknown when the tutorial ran; costs a forward pass a step
             per_device_eval_batch_size=args.num_generations,
+            num_generations_eval=1,
             eval_strategy="steps" if args.eval_steps else "no",
             eval_steps=args.eval_steps or None,
         )
-    except ValueError as error:  # a schedule, optimizer or combination that the library refuses
-        parser.error(str(error).splitlines()[0])
-
-    class Watch(TrainerCallback):
-        """Keep metrics.jsonl up to date; warn, or stop, when nothing can be learned."""
-        stuck = seconds_to_first_step = None
-
-        def on_step_end(self, training_args, state, control, **kwargs):
-            self.seconds_to_first_step = self.seconds_to_first_step or round(time.time() - started, 1)
-
-        def on_log(self, training_args, state, control, **kwargs):
-            if state.is_world_process_zero:
-                with open(os.path.join(args.output_dir, "metrics.jsonl"), "w") as file:
-                    file.writelines(json.dumps(row) + "\n" for row in state.log_history)
-            cause = find_stuck(state.log_history, args.stop_if_stuck or 10)
-            if cause and cause != self.stuck:
-                print(f"warning: {cause}")
-            self.stuck = cause
-            control.should_training_stop |= bool(cause and args.stop_if_stuck)
-
-    watch = Watch()
-    is_main = int(os.environ.get("RANK", 0)) == 0
-    if args.report_to == "swanlab" and is_main:
-        # transformers' own callback fails with swanlab >= 0.8 unless a run is open
-        import swanlab
-        swanlab.init(project="grpo-indonesian", mode=args.swanlab_mode, logdir=os.path.join(args.output_dir, "swanlog"),
-                     config=vars(args))
-    trainer = GRPOTrainer(
-        model=model,
-        processing_class=tokenizer,
-        reward_funcs=reward_funcs,
-        args=training_args,
-        train_dataset=dataset,
-        eval_dataset=held_out,
-        peft_config=peft_config,
-        callbacks=[watch],
-    )
-    completions_per_step = args.per_device_train_batch_size * args.gradient_accumulation_steps * trainer.accelerator.num_processes
+        trainer = GRPOTrainer(
+            model=model,
+            processing_class=tokenizer,
+            reward_funcs=reward_funcs,
+            args=training_args,
+            train_dataset=dataset,
+            eval_dataset=held_out,
+            peft_config=peft_config,
+            callbacks=[watch],
+        )
+        os.makedirs(args.output_dir, exist_ok=True)
+    except (ValueError, OSError) as error:  # a value or a combination that TRL or PEFT refuses, or no such folder
+        parser.error(str(error).split("\n")[0])
     effective = {
         "prompts_per_step": completions_per_step // args.num_generations,
         "completions_per_step": completions_per_step,
@@ -336,7 +348,7 @@ if __name__ == "__main__":
         "loss_type": training_args.loss_type,
         "beta": training_args.beta,
         "load_in_4bit": args.engine == "unsloth" and args.load_in_4bit,
-        "vllm": training_args.use_vllm,
+        "fast_inference": training_args.use_vllm,
         "optim": training_args.optim.value,
         "trainable_parameters": sum(p.numel() for p in trainer.model.parameters() if p.requires_grad),
         "train_rows": len(dataset),
@@ -348,9 +360,16 @@ if __name__ == "__main__":
 
     # -----------------------------------------------------------------------------------------------------------------
     # Train, save, check, summary
+    if args.report_to == "swanlab" and is_main:
+        # transformers' own callback fails with swanlab >= 0.8 unless a run is open
+        import swanlab
+        swanlab.init(project="grpo-indonesian", mode=args.swanlab_mode, logdir=os.path.join(args.output_dir, "swanlog"),
+                     config=vars(args))
     if training_args.use_vllm:
         check_rollouts_follow_adapter(trainer, tokenizer(first_prompt, add_special_tokens=False)["input_ids"])
     trainer.train(resume_from_checkpoint=checkpoint)
+    if processes > 1:
+        torch.distributed.destroy_process_group()  # a process that ends without can abort
     if not is_main:
         sys.exit()
     adapter = os.path.join(args.output_dir, "grpo_lora")
@@ -361,8 +380,7 @@ if __name__ == "__main__":
 
     steps = [row for row in trainer.state.log_history if "reward" in row]
     run = {
-        "arguments": vars(args) | {"reward_funcs": [f.__name__ for f in reward_funcs],
-                                   "reward_weights": training_args.reward_weights},
+        "arguments": vars(args) | {"reward_funcs": [f.__name__ for f in reward_funcs]},
         "effective": effective,
         "held_out": held_out and [prompt[-1]["content"] for prompt in held_out["prompt"]],
         "versions": {name: importlib.metadata.version(name) for name in
@@ -377,7 +395,7 @@ if __name__ == "__main__":
                                  resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20, 2),
         "last_step": steps[-1],
     }
-    with open(os.path.join(args.output_dir, "run.json"), "w") as file:
+    with open(run_file, "w") as file:
         json.dump(run, file, indent=1, ensure_ascii=False)
     for key in ("reward", "completions/clipped_ratio", "completions/mean_length", "frac_reward_zero_std", "kl"):
         print(f"{key}: {steps[0].get(key)} -> {steps[-1].get(key)}")

@@ -121,6 +121,15 @@ def test_rescore_grades_two_written_samples(tmp_path):
     assert results["base"]["language_share"] == 0 < 0.9 < results["lora"]["language_share"]
 
 
+def test_rescore_of_something_else_changes_nothing(evaluated, tmp_path):
+    shutil.copytree(evaluated / "eval", tmp_path / "eval")
+    (tmp_path / "eval" / "bad.jsonl").write_text("[]\n")
+    before = {path: path.read_bytes() for path in (tmp_path / "eval").iterdir()}
+    done = run_script("evaluate.py", "--rescore", tmp_path / "eval" / "bad.jsonl")
+    assert done.returncode == 2 and done.stderr.startswith("error: --rescore") and done.stderr.count("\n") == 1
+    assert {path: path.read_bytes() for path in (tmp_path / "eval").iterdir()} == before
+
+
 def test_one_model_alone_without_a_pad_token(tiny, tmp_path):
     shutil.copytree(tiny / "model", tmp_path / "model")
     path = tmp_path / "model" / "tokenizer_config.json"
@@ -138,7 +147,7 @@ def test_one_model_alone_without_a_pad_token(tiny, tmp_path):
     (["--num-samples", "100000"], "the train split has"), (["--num-samples", "0"], "the train split has"), (["--adapter", "{tiny}/model"], "is not a LoRA adapter"),
     (["--adapter", "{tiny}/nothing"], "is not a LoRA adapter"), (["--model", "{tiny}/wide"], "was trained on"),
     (["--model", "{tiny}/small/model"], "more than the model's vocabulary"), (["--split", "held-out", "--eval-fraction", "0.3"], "does not show that train.py left"),
-    (["--rescore", "{tiny}/nothing.jsonl"], "--rescore"), (["--output-dir", "/proc/nothing"], "error: ")])
+    (["--rescore", "{tiny}/nothing.jsonl"], "--rescore"), (["--max-tokens", "0"], "--max-tokens must be at least 1"), (["--output-dir", "/proc/nothing"], "error: ")])
 def test_bad_input_gets_one_line(trained, tiny, flags, message):
     if not (tiny / "wide").exists():
         from transformers import AutoConfig, AutoModelForCausalLM
@@ -151,6 +160,7 @@ def test_bad_input_gets_one_line(trained, tiny, flags, message):
             AutoModelForCausalLM.from_config(config).save_pretrained(folder)
     arguments = [flag.replace("{tiny}", str(tiny)) for flag in flags]
     done = run_script("evaluate.py", "--output-dir", trained, *arguments)
+    assert not (trained / "eval").exists()
     assert done.returncode == 2 and "Traceback" not in done.stderr
     last = done.stderr.strip().splitlines()[-1]
     assert last.startswith("error: ") and message in last

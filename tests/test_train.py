@@ -16,7 +16,7 @@ import train
 def test_two_steps_train_the_adapter_and_write_everything(trained):
     train.check_adapter(trained / "grpo_lora")
     run = json.loads((trained / "run.json").read_text())
-    assert run["effective"] | {"prompts_per_step": 2, "completions_per_step": 8, "load_in_4bit": False, "vllm": False} == run["effective"]
+    assert run["effective"] | {"prompts_per_step": 2, "completions_per_step": 8, "load_in_4bit": False, "fast_inference": False} == run["effective"]
     assert run["effective"]["max_prompt_length"] + run["effective"]["max_completion_length"] == 128
     assert run["effective"]["held_out_rows"] == len(run["held_out"]) > 50
     assert run["arguments"]["loss_type"] == "bnpo" and run["arguments"]["beta"] == 0.001 and run["versions"]["trl"]
@@ -37,17 +37,34 @@ def test_held_out_questions_were_never_trained_on(trained, tiny):
     assert run["effective"]["train_rows"] + len(set(run["held_out"])) <= len(questions)
 
 
-def test_resume_continues_and_improved_rewards_train(trained, tiny, tmp_path):
+def test_resume_continues_with_the_flags_of_the_run(trained, tiny, tmp_path):
     shutil.copytree(trained, tmp_path / "outputs")
     shutil.rmtree(tmp_path / "outputs" / "checkpoint-2")
     (tmp_path / "outputs" / "checkpoint-90").mkdir()  # of an earlier, longer run
     os.utime(tmp_path / "outputs" / "checkpoint-90", (1, 1))
-    done = run_script("train.py", *train_arguments(tiny, tmp_path / "outputs", max_steps=3, resume=True, report_to="none"))
+    done = run_script("train.py", "--resume", "--output-dir", tmp_path / "outputs", "--max-steps", 3, "--report-to", "none")
     assert done.returncode == 0, done.stderr[-3000:]
     steps = [json.loads(line) for line in (tmp_path / "outputs" / "metrics.jsonl").read_text().splitlines()]
     assert [row["step"] for row in steps if "reward" in row] == [1, 2, 3]
     first = json.loads((trained / "metrics.jsonl").read_text().splitlines()[0])
     assert steps[0] == first  # kept from the first run
+    before, after = (json.loads((folder / "run.json").read_text())["arguments"] for folder in (trained, tmp_path / "outputs"))
+    assert {name for name in before if before[name] != after[name]} == {"resume", "max_steps", "report_to", "output_dir"}
+
+
+@pytest.mark.parametrize("accumulation, completions", [(2, 8), (8, 8), (4, 4)])  # 2 * 1 is no group of 4; 8 * 1 and 4 * 1 are
+def test_a_batch_of_one_becomes_a_group_only_where_it_must(tiny, tmp_path, accumulation, completions):
+    done = run_script("train.py", *train_arguments(tiny, tmp_path, per_device_train_batch_size=1, gradient_accumulation_steps=accumulation, max_steps=1,
+                                                   warmup_ratio=0, report_to="none"))
+    assert done.returncode == 0 and f"completions_per_step: {completions}\n" in done.stdout, done.stderr[-3000:]
+
+
+def test_answers_that_are_no_numbers_are_counted(tiny, tmp_path):
+    rows = [json.dumps({"prompt": f"What is {i} + 1?", "solution": str(i + 1) if i % 2 else "a few"}) for i in range(8)]
+    (tmp_path / "data.jsonl").write_text("\n".join(rows))
+    done = run_script("train.py", *train_arguments(tiny, tmp_path / "out", dataset=tmp_path / "data.jsonl", rewards="improved", eval_fraction=0, max_prompt_quantile=1,
+                                                   max_steps=1, warmup_ratio=0, report_to="none"))
+    assert done.returncode == 0 and "warning: 4 of 8 answers are no numbers" in done.stdout, done.stderr[-3000:]
 
 
 def test_stop_if_stuck_names_the_cause(tiny, tmp_path):
@@ -130,6 +147,8 @@ def test_guard_sees_whether_rollouts_follow_the_adapter(tiny, follows):
     ({"engine": "unsloth"}, "--engine unsloth needs an NVIDIA GPU"), ({"dataset": "nowhere.jsonl"}, "cannot load data set nowhere.jsonl"),
     ({"model": "/nowhere"}, "there is no folder /nowhere"), ({"num_generations": 3}, "--num-generations 3 must divide"),
     ({"max_seq_length": 20}, "leaves no token"), ({"resume": True}, "no checkpoint"), ({"reward_weights": 1}, "--reward-weights needs 5 values"),
+    ({"temperature": 0}, "--temperature must be above 0"), ({"target_modules": "foo"}, "{'foo'} not found"), ({"lora_rank": 0}, "`r` should be a positive integer"),
+    ({"per_device_train_batch_size": 4000}, "a step needs 1000 prompts"), ({"gradient_accumulation_steps": 0}, "must divide"),
     ({"num_generations": 1}, "at least 2"), ({"lr_scheduler_type": "foo"}, "foo"), ({"loss_type": "foo"}, "invalid choice: 'foo'"),
     ({"report_to": "wandb"}, "pip install wandb"), ({"warmup_ratio": 1}, "--warmup-ratio must be at least 0 and less than 1"), ({"eval_fraction": 0, "eval_steps": 1}, "--eval-steps needs --eval-fraction"), ({"target_lang": "xx"}, "invalid choice: 'xx'")])
 def test_bad_input_gets_one_line_and_leaves_nothing(tiny, tmp_path, changes, message):
