@@ -19,6 +19,7 @@ A completion without `</think>` earns nothing from any of the three.
     python rewards.py      # the tutorial's own checks
 """
 import functools
+import math
 import re
 
 import langid
@@ -123,6 +124,22 @@ TUTORIAL_REWARDS = [match_format_exactly, match_format_approximately, check_answ
 # The improved three
 
 NUMBER = r"-?\d+(?:[.,]\d+)*"
+# What stands around a number without changing it
+DECORATION = re.compile(r"""
+    \\[,;!%$\ ] | \{,\}                              # 1\,440  1{,}440  34\%  \$34
+  | \*\* | [$`°'"] | \^\{?\\circ\}?                # **34**  $34$  34^{\circ}
+  | _(?:\d(?!\d)|\{\d+\}) | (?<=m)\}?\^\{?[23]\}?  # 34_{10}  34 cm^2
+  | Rp\.?\s*(?=\d)                                 # Rp1.440
+  | \\(?:text|mathrm|mathbf|left|right)\b          # \text{34}
+""", re.VERBOSE)
+FRACTION = re.compile(r"\\[dt]?frac\s*(?:\{(-?\d+)\}\s*\{(\d+)\}|(\d)(\d))")  # \frac{1}{2}  \frac12
+LABEL = re.compile(r"(?:answer|jawaban(?:nya)?(?: akhir(?:nya)?| yang benar)?)\W{0,20}?(?:[:=]|is|adalah|ialah)[^\w\n-]{0,20}(-?\d[^\n]*)", re.IGNORECASE)
+# What is no language: mathematics ($5 is a price), LaTeX commands, code
+NO_LANGUAGE = re.compile(r"""
+    ```.*?(?:```|$) | `[^`\n]*`
+  | \$\$.*?\$\$ | \$(?=\S)[^$\n]*(?<=\S)\$(?!\d) | \\\[.*?\\\] | \\\(.*?\\\)
+  | \\[a-zA-Z]+(?:\{[^{}]*\})*
+""", re.VERBOSE | re.DOTALL)
 # Languages that langid confuses with the target; they earn half, so never less than English.
 RELATIVES = {"id": {"ms", "jv"}, "ms": {"id", "jv"}, "jv": {"id", "ms"}}
 CONTENDERS = {"en", "zh", "es", "fr", "de", "pt", "it", "ru", "ja", "ko", "vi", "ar"}  # what a model drifts into
@@ -153,26 +170,26 @@ def extract_answer(text):
     """Return the values that a completion's final answer can mean, an empty set if it has none.
 
     Read after the last `</think>`: the last \\boxed{}, else the last "Answer:" or "Jawaban:", else the last number.
-    Fractions are read as their value; a box with a root or pi in it has none.
+    Fractions are read as their value. A box must hold one number, with a unit or "x =" at most: 3+4 or (3, 4) is none.
     """
     answer = split_reasoning(text)[1]
     if answer is None:
         return set()
-    answer = re.sub(r"\\[,;! ]|\{,\}|\*\*|[$`°]|\^\{?\\circ\}?|_(?:\d|\{\d+\})|Rp\.?\s*(?=\d)|\\(?:text|mathrm|mathbf|left|right)\b",
-                    "", answer).replace("−", "-")
-    answer = re.sub(r"\\[dt]?frac\s*(?:\{(-?\d+)\}\s*\{(\d+)\}|(\d)(\d))", r"\1\3/\2\4", answer).replace("^{", "^")
-    boxed = re.findall(r"\\boxed\s*\{((?:[^{}]|\{[^{}]*\})*)\}", answer)
-    labelled = re.findall(r"(?:answer|jawaban(?:nya)?(?: akhir(?:nya)?)?)\W*?(?:[:=]|is|adalah|ialah)[^\w-]*(-?\d[^\n]*)", answer, re.IGNORECASE)
-    final = boxed[-1] if boxed else labelled[-1] if labelled else answer
-    final = re.sub(r"(?<=\d) (?=\d{3}\b)", "", final)
-    if boxed and re.search(r"\\(?:sqrt|pi|[dt]?frac)", final):
-        return set()
-    if labelled and not boxed:  # "3 + 4 = 7": the result, not the first number
-        final = re.sub(rf"^{NUMBER}\s*(?:[-+*/×x%]|\\times|\\cdot)[^=\n]*=\s*", "", final)
-    numbers = re.findall(rf"(?<![\w.,^/])({NUMBER})(?:\s*/\s*(\d+))?(?![\d^])", final)
+    answer = FRACTION.sub(r" \1\3/\2\4", DECORATION.sub("", answer).replace("−", "-")).replace("^{", "^")
+    answer = re.sub(r"(?<=\d) (?=\d{3}\b)", "", answer)  # 1 000 000
+    boxes, labelled = re.findall(r"\\boxed\s*\{((?:[^{}]|\{[^{}]*\})*)\}", answer), LABEL.findall(answer)
+    if boxes:
+        box = re.sub(r"[{}]|(?<=-)\s+", "", boxes[-1].split("=")[-1])
+        match = re.fullmatch(rf"(?:[^\W\d_]|\s)*({NUMBER})(?:\s*/\s*(\d+))?(?:[^\W\d_]|[\s.%])*", box)
+        numbers = [match.groups("")] if match else []
+    else:
+        final = labelled[-1] if labelled else answer
+        if labelled:  # "3 + 4 = 7": the result, not the first number
+            final = re.sub(rf"^{NUMBER}\s*(?:[-+*/×x%]|\\times|\\cdot)[^=\n]*=\s*", "", final)
+        numbers = re.findall(rf"(?<![\w.,^/])({NUMBER})(?:\s*/\s*(\d+))?(?![\d^])", final)
     if not numbers:
         return set()
-    numeral, divisor = numbers[0] if labelled and not boxed else numbers[-1]
+    numeral, divisor = numbers[0] if labelled and not boxes else numbers[-1]
     if not divisor:
         return read_number(numeral)
     return {value / float(divisor) for value in read_number(numeral)} if float(divisor) else set()
@@ -201,31 +218,31 @@ def language_share(thought, problem=""):
     """Return the share of a text, in [0, 1], that is in target_lang: DeepSeek-R1's eq. 7, by windows.
 
     Mathematics, LaTeX, code, digits and the problem's own sentences are no language and are removed first. Windows in a
-    relative (Malay, Javanese for Indonesian) count too, since langid confuses them on a line; but if the whole text is
+    relative (Malay, Javanese for Indonesian) count too, since langid confuses them on a line; but if all of them together are
     nearer to a relative, the share is halved. Fewer than MIN_WORDS words give 0. The share is multiplied by the share of
-    word triples that are not repeats, so that saying one thing again cannot win.
+    word triples that are not repeats, so that saying one thing again cannot win. Words of another language inside code
+    or $...$ are not seen.
     """
     for sentence in re.split(r"(?<=[.!?])\s+|\n+", problem):
         if len(sentence) > 20:
             thought = thought.replace(sentence, " ")
-    thought = re.sub(r"```.*?(?:```|$)|\$\$.*?\$\$|\$(?=\S)[^$\n]*(?<=\S)\$(?!\d)|\\\[.*?\\\]|\\\(.*?\\\)|\\[a-zA-Z]+(?:\{[^{}]*\})*|`[^`\n]*`",
-                     " ", thought, flags=re.DOTALL)
+    thought = NO_LANGUAGE.sub(" ", re.sub(r"\\(?:text|textbf|mathrm)\{([^{}]*)\}", r" \1 ", thought))
     # A word is two letters or more, or one sign of a script that is written without spaces.
     words = re.findall(r"[\u0e00-\u0e7f\u3040-\u30ff\u4e00-\u9fff]|[^\W\d_]{2,}", thought)
     if len(words) < MIN_WORDS:
         return 0.0
-    family = {target_lang} | RELATIVES.get(target_lang, set())
+    identifier, family = get_identifier(target_lang), {target_lang} | RELATIVES.get(target_lang, set())
     starts = range(0, len(words), WINDOW_WORDS)
-    starts = starts[::-(-len(starts) // MAX_WINDOWS)]  # evenly spaced ones of a long thought
-    windows = [words[start:start + WINDOW_WORDS] for start in starts]
-    # a short rest is labelled together with the words before it; one matrix product scores all windows
-    identifier = get_identifier(target_lang)
-    texts = [" ".join(words[max(0, min(start, len(words) - WINDOW_WORDS)):start + WINDOW_WORDS]) for start in starts]
-    features = langid.langid.np.array([identifier.instance2fv(text) for text in texts], dtype=identifier.nb_ptc.dtype)
-    labels = [identifier.nb_classes[i] for i in (features @ identifier.nb_ptc + identifier.nb_pc).argmax(1)]
-    share = sum(len(window) for window, label in zip(windows, labels) if label in family) / sum(map(len, windows))
-    whole = dict(zip(identifier.nb_classes, features.sum(0) @ identifier.nb_ptc + identifier.nb_pc))
-    if max(family, key=whole.get) != target_lang:
+    in_family, seen = 0, []
+    for start in starts[::math.ceil(len(starts) / MAX_WINDOWS)]:  # of a long thought every second, third, ...
+        size = min(WINDOW_WORDS, len(words) - start)
+        # a short rest is labelled together with the words before it
+        window = words[max(0, start + size - WINDOW_WORDS):start + size]
+        in_family += size * (identifier.classify(" ".join(window))[0] in family)
+        seen += words[start:start + size]
+    share = in_family / len(seen)
+    nearest = next(lang for lang, _ in identifier.rank(" ".join(seen)) if lang in family)
+    if nearest != target_lang:
         share /= 2
     triples = list(zip(words, words[1:], words[2:]))
     return share * len(set(triples)) / len(triples)

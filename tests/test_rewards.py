@@ -88,7 +88,10 @@ def test_tutorial_order_and_maximum():
     ("\\boxed{34^\\circ}", "34", True), ("\\boxed{34^{\\circ}}", "34", True), ("34°", "34", True), ("\\boxed{34_{10}}", "34", True), ("Rp1.440", "1440", True),
     ("\\boxed{\\frac34}", "0.75", True), ("Jawabannya adalah 2 x 3 = 6", "6", True), ("The answer is 50% of 80 = 40", "40", True),
     ("\\boxed{0.125}", "125", False), ("\\boxed{0.125}", "0.125", True), ("\\boxed{3\\sqrt{2}}", "2", False), ("\\boxed{2\\pi}", "2", False),
-    ("\\boxed{\\frac{\\pi}{4}}", "4", False),
+    ("\\boxed{\\frac{\\pi}{4}}", "4", False), ("\\boxed{3+4}", "4", False), ("\\boxed{6\\times 7}", "7", False), ("\\boxed{7!}", "7", False), ("\\boxed{1.0e3}", "1", False),
+    ("\\boxed{(3, 4)}", "4", False), ("\\boxed{34, 35}", "35", False), ("\\boxed{3\\frac{1}{2}}", "15.5", False), ("\\boxed{1_000}", "100", False), ("\\boxed{- 34}", "-34", True),
+    ("\\boxed{34 \\text{ cm}^2}", "34", True), ("\\boxed{34\\%}", "34", True), ("\\boxed{\\$34}", "34", True), ("\\boxed{'34'}", "34", True), ("\\boxed{-\\frac{1}{2}}", "-0.5", True),
+    ("**Jawaban:**\n\n1. Hitung 12 + 22.\n2. Hasilnya 34.", "34", True), ("Jawaban yang benar adalah 34, bukan 35", "34", True),
     ("35", "34", False), ("34 or 35", "34", False), ("no number", "34", False), ("", "34", False), ("1/0", "1", False), ("34", " 34 ", True)])
 def test_is_correct(answer, gold, correct):
     assert rewards.is_correct(f"<think>{gold}</think>{answer}", gold) is correct
@@ -199,6 +202,20 @@ def test_tutorial_rewards_rank_wrong_as_the_docstring_says():
     tutorial = lambda name: total(name, rewards.TUTORIAL_REWARDS, [1] * 5)
     assert tutorial("correct Indonesian") == tutorial("wrong Indonesian")
     assert tutorial("correct Malay") < tutorial("correct English")
+
+
+def test_english_in_latex_text_is_english():
+    english = "<think>" + ID.split(".")[0] + " " + " ".join(f"\\text{{{part}}}" for part in (EN + EN.upper()).split(",")) + "</think>19"
+    assert call(rewards.language_reward, english) < 0.5
+
+
+def test_no_text_takes_long():
+    import time
+    for text in ("answer" + "=" * 50000, "answer " * 5000, "\\boxed{" * 5000, "{" * 20000, "$" * 20001, "`" * 20001, "1," * 20000, "\\frac{" * 5000, "- " * 20000, "<|" * 10000):
+        started = time.process_time()
+        for function in rewards.IMPROVED_REWARDS:
+            call(function, f"<think>{text}</think>{text}")
+        assert time.process_time() - started < 1, text[:20]
 
 
 def test_target_language_is_a_flag(monkeypatch):
