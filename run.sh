@@ -9,8 +9,8 @@
 #
 # What follows the recipe goes to train.py: bash run.sh tutorial --model ./DeepSeek-R1-0528-Qwen3-8B --dataset ./DAPO-Math-17k-Processed
 #
-# The first three want one 80 GB GPU (A100, H100) with a driver for CUDA 13, and 50 GB of disk: 15 for packages,
-# 16 for the 8B model, 16 for merged_16bit.
+# The first three want one 80 GB GPU (A100, H100), a driver for CUDA 13, gcc with Python's headers, and 50 GB of disk: 15 for
+# packages, 16 for the 8B model, 16 for merged_16bit.
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")"
 
@@ -30,7 +30,8 @@ case "$recipe ${2:-}" in
         if [ $gpu = 0 ]; then echo "skipped: the GPU smoke test needs an NVIDIA GPU"; exit 0; fi
         venv=.venv requirements=requirements.txt ;;
     demo\ * | test\ *) venv=.venv-cpu requirements=tests/requirements.txt ;;
-    *) echo "error: unknown recipe $recipe; choose tutorial, fast, improved or demo" >&2; exit 2 ;;
+    -h\ * | --help\ *) sed -n '2,14s/^# \{0,1\}//p' run.sh; exit ;;
+    *) echo "error: unknown recipe $recipe; choose tutorial, fast, improved or demo (train.py's flags come after it)" >&2; exit 2 ;;
 esac
 
 # The environment, made once for each content of the requirements file. SKIP_INSTALL=1 takes python3 as it is.
@@ -49,21 +50,20 @@ else
         if [ -z "$base" ]; then
             echo "error: Python 3.11 or 3.12 is needed; name it: PYTHON=/path/to/python bash run.sh" >&2; exit 2
         fi
+        # Triton, which makes vLLM's and Unsloth's kernels, compiles C against Python's headers
+        include=$("$base" -c 'import sysconfig; print(sysconfig.get_path("include"))')
+        if [ $venv = .venv ] && ! "${CC:-gcc}" -E -I"$include" - <<< '#include <Python.h>' > /dev/null 2>&1; then
+            echo "error: a C compiler and Python's headers are needed (Debian, Ubuntu: gcc and python3-dev)" >&2; exit 2
+        fi
+        echo "Installing $requirements into $venv (a few minutes)"
         "$base" -m venv --clear "$venv"
         "$python" -m pip install --quiet --requirement "$requirements"
         cp "$requirements" "$venv/installed.txt"
     fi
 fi
 
-if [ $venv = .venv ]; then
-    if ! "$python" -c 'import sys, torch; sys.exit(not torch.cuda.is_available())'; then
-        echo "error: PyTorch does not see the GPU: the driver must support CUDA 13 (nvidia-smi names its CUDA version)" >&2; exit 2
-    fi
-    # Triton, which makes vLLM's and Unsloth's kernels, compiles C against Python's headers
-    include=$("$python" -c 'import sysconfig; print(sysconfig.get_path("include"))')
-    if ! "${CC:-gcc}" -E -I"$include" - <<< '#include <Python.h>' > /dev/null 2>&1; then
-        echo "error: a C compiler and Python's headers are needed (Debian, Ubuntu: gcc and python3-dev)" >&2; exit 2
-    fi
+if [ $venv = .venv ] && ! "$python" -c 'import sys, torch; sys.exit(not torch.cuda.is_available())'; then
+    echo "error: PyTorch does not see the GPU: the driver must support CUDA 13 (nvidia-smi names its CUDA version)" >&2; exit 2
 fi
 
 case "$recipe ${2:-}" in

@@ -4,7 +4,7 @@
 """
 import os
 import re
-import shlex
+import shutil
 import subprocess
 import sys
 
@@ -56,7 +56,7 @@ def run_with_stand_ins(folder, *arguments, **programs):
 
 @pytest.mark.parametrize("recipe", ["tutorial", "fast", "improved", "demo"])
 def test_run_sh_gives_further_flags_to_train(recipe, tmp_path):
-    done = run_with_stand_ins(tmp_path, recipe, "--seed", "7", **{"nvidia-smi": "exit 0", "gcc": "exit 0", "python3": 'echo "$@"'})
+    done = run_with_stand_ins(tmp_path, recipe, "--seed", "7", **{"nvidia-smi": "exit 0", "python3": 'echo "$@"'})
     calls = [line for line in done.stdout.splitlines() if line.startswith(("train.py", "evaluate.py", "export.py"))]
     assert done.returncode == 0 and [call.split()[0] for call in calls] == ["train.py", "evaluate.py", "export.py"]
     assert [call.endswith(" --seed 7") for call in calls] == [True, False, False]
@@ -67,9 +67,21 @@ def test_run_sh_names_a_driver_that_is_too_old(tmp_path):
     assert done.returncode == 2 and done.stderr.startswith("error: PyTorch does not see the GPU") and done.stderr.count("\n") == 1
 
 
-def test_run_sh_names_a_missing_compiler(tmp_path):
-    done = run_with_stand_ins(tmp_path, "fast", **{"nvidia-smi": "exit 0", "gcc": "exit 1", "python3": "exit 0"})
+def test_run_sh_names_a_missing_compiler_before_it_installs(tmp_path):
+    for name in ("run.sh", "requirements.txt"):
+        shutil.copy(ROOT / name, tmp_path)
+    for name, text in {"nvidia-smi": "exit 0", "gcc": "exit 1"}.items():
+        (tmp_path / name).write_text(f"#!/bin/sh\n{text}\n")
+        (tmp_path / name).chmod(0o755)
+    done = subprocess.run(["bash", tmp_path / "run.sh", "fast"], capture_output=True, text=True,
+                          env={key: value for key, value in os.environ.items() if key != "CC"} | {"PATH": f"{tmp_path}:{os.environ['PATH']}"})
     assert done.returncode == 2 and done.stderr.startswith("error: a C compiler and Python's headers") and done.stderr.count("\n") == 1
+    assert not (tmp_path / ".venv").exists()
+
+
+def test_run_sh_help():
+    done = subprocess.run(["bash", str(ROOT / "run.sh"), "--help"], capture_output=True, text=True)
+    assert done.returncode == 0 and all(f"bash run.sh {recipe} " in done.stdout for recipe in ("tutorial", "fast", "improved", "demo")) and "set -e" not in done.stdout
 
 
 def test_shell_scripts_parse():
