@@ -10,6 +10,7 @@ from types import SimpleNamespace
 import pytest
 from conftest import ROOT, run_script, train_arguments
 
+import data
 import train
 
 
@@ -28,13 +29,11 @@ def test_two_steps_train_the_adapter_and_write_everything(trained):
     assert list(trained.glob("swanlog/run-*"))  # SwanLab works without a key
 
 
-def test_held_out_questions_were_never_trained_on(trained, tiny):
+def test_held_out_questions_were_never_trained_on(trained):
     run = json.loads((trained / "run.json").read_text())
-    done = run_script("data.py", "--model", tiny / "model", "--dataset", tiny / "train.jsonl", "--eval-fraction", "0.2")
-    assert f"{run['effective']['train_rows']} to train on, {len(run['held_out'])} held out" in done.stdout
-    questions = {json.loads(line)["prompt"] for line in (tiny / "train.jsonl").read_text().splitlines()}
-    assert set(run["held_out"]) <= questions
-    assert run["effective"]["train_rows"] + len(set(run["held_out"])) <= len(questions)
+    train_set, held_out, _ = data.load_math_dataset(SimpleNamespace(**run["arguments"]), data.load_tokenizer(run["arguments"]["model"]))
+    assert [prompt[-1]["content"] for prompt in held_out["prompt"]] == run["held_out"]
+    assert len(train_set) == run["effective"]["train_rows"] and not {prompt[-1]["content"] for prompt in train_set["prompt"]} & set(run["held_out"])
 
 
 def test_resume_continues_with_the_flags_of_the_run(trained, tiny, tmp_path):
