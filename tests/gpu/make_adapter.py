@@ -5,10 +5,9 @@
 import os
 import sys
 
-from transformers import AutoTokenizer
-
 sys.path.insert(0, os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
 from test_export import make_adapter
+from data import load_tokenizer
 
 base, output = sys.argv[1:3]
-make_adapter(base, os.path.join(output, "grpo_lora"), AutoTokenizer.from_pretrained(base), steps=30, rate=1e-3, device="cuda")
+make_adapter(base, os.path.join(output, "grpo_lora"), load_tokenizer(base), steps=30, rate=1e-3, device="cuda")
