@@ -1,8 +1,8 @@
 """Compare the trained LoRA with its base model on the same prompts: language, accuracy, and how sure that is.
 
-The tutorial's "推理" cells: its four single prompts, then its comparison on 20 shuffled samples, in one batch with the
-model loaded once, where the tutorial sends prompts one at a time. vLLM on a GPU, transformers + PEFT elsewhere. Data and
-model default to what OUTPUT_DIR/run.json says that train.py used.
+The tutorial's "推理" cells: its four single prompts, then its comparison on 20 shuffled samples, with the model loaded
+once: one batch with vLLM on a GPU, batches of 64 with transformers + PEFT elsewhere, where the tutorial sends prompts one
+at a time. Data and model default to what OUTPUT_DIR/run.json says that train.py used.
 
     python evaluate.py                                          # the tutorial: 20 prompts that it trained on
     python evaluate.py --split held-out --num-samples 200       # what train.py --eval-fraction left out

@@ -5,10 +5,11 @@ TUTORIAL_REWARDS are the tutorial's five, value for value, quirks included ("sum
     match_format_approximately        +0.5 for each tag that occurs once, else -1.0 for each
     check_answer                      all text after `</think>`: 5 equal, 3.5 equal but for spaces, 2 / 1.5 within
                                       10 / 20 % of the number, -2.5 a wrong number, -4.5 no number, -2 no `</think>`
-    check_numbers                     first number of the completion: 3.5 equal, -1.5 not, 0 unreadable, -2.5 none
+    check_numbers                     first run of digits, points and commas (often a mere comma): 3.5 equal, -1.5 not,
+                                      0 unreadable, -2.5 none
     format_and_language_reward_func   langid on the completion: 5 target language, -3 English or Chinese, -5 other
-Their faults: prose after `</think>` ("Jawabannya 34.") counts as no number, right or wrong; a cut-off text that repeats a
-number of the question can beat a correct answer; Indonesian that langid takes for Malay is paid less than English.
+Their faults: prose after `</think>` ("Jawabannya 34.") counts as no number, right or wrong; a cut-off text whose first
+number happens to be the gold can beat a correct answer; Indonesian that langid takes for Malay is paid less than English.
 
 IMPROVED_REWARDS mend that; each is in [0, 1], and IMPROVED_WEIGHTS make correctness outweigh the rest together:
     answer_reward      weight 2    1 if the number read after the last `</think>` equals the gold, else 0

@@ -9,8 +9,8 @@
 #
 # What follows the recipe goes to train.py: bash run.sh tutorial --model ./DeepSeek-R1-0528-Qwen3-8B --dataset ./DAPO-Math-17k-Processed
 #
-# The first three want one 80 GB GPU (A100, H100), a driver for CUDA 13, gcc with Python's headers, and 50 GB of disk: 15 for
-# packages, 16 for the 8B model, 16 for merged_16bit.
+# tutorial, fast and improved want one 80 GB GPU (smaller ones: README, "Speed and memory at 8B"), a driver for CUDA 13, gcc with
+# Python's headers, and 50 GB of disk: 15 for packages, 16 for the 8B model, 16 for merged_16bit.
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")"
 
@@ -67,7 +67,7 @@ if [ $venv = .venv ] && ! "$python" -c 'import sys, torch; sys.exit(not torch.cu
 fi
 
 case "$recipe ${2:-}" in
-    tutorial\ *)    # 20 to 70 minutes of training: 14 s a step on an H100, 44 s in the tutorial's own log (A100)
+    tutorial\ *)    # 27 to 75 minutes of training: 14 s a step on an H100, 44 s in the tutorial's own log (A100)
         "$python" train.py "${@:2}"
         "$python" evaluate.py
         "$python" export.py --format merged_16bit
@@ -101,7 +101,7 @@ case "$recipe ${2:-}" in
     test\ *)
         HF_HUB_OFFLINE=1 OMP_NUM_THREADS=1 exec "$python" -m pytest tests --ignore tests/gpu -n 2 --dist loadfile "${@:2}" ;;
 esac
-# Next:
+# Next, after `source .venv/bin/activate` (for another recipe than tutorial add its --output-dir):
 #   python export.py --format gguf --quantization q4_k_m q8_0      # then: ollama create thinker -f outputs/export/gguf/Modelfile
 #   python train.py --resume --max-steps 200                       # train on from the last checkpoint
 #   python train.py --report-to swanlab --swanlab-mode cloud       # curves on swanlab.cn, after `swanlab login`

@@ -64,9 +64,10 @@ def check_adapter(folder, model=None):
 def check_rollouts_follow_adapter(trainer, prompt_ids):
     """Exit with status 1 if vLLM samples from the base model instead of from the adapter that is trained.
 
-    Some pairs of TRL and Unsloth versions did so, with a finite loss and exit status 0 (unsloth#8701). For two greedy
-    generations of 16 tokens the adapter of the last few layers is filled with noise and put back. Tokens or their
-    log-probabilities must differ: tokens alone do not, where a model is sure of its first sentence.
+    Some pairs of TRL and Unsloth versions did so, with a finite loss and exit status 0 (unsloth#8701). Between two greedy
+    generations of 16 tokens the lora_B of the last seven adapted modules (one decoder layer) is filled with noise; then
+    these and their base weights are put back. Tokens or their log-probabilities must differ: tokens alone do not, where a
+    model is sure of its first sentence.
     """
     import numpy as np
     vllm = trainer.vllm_generation

@@ -2,7 +2,7 @@
 # Recipes on real weights (SmolLM2-135M-Instruct), 3 seeds each with the same number of completions, all on one GPU at the same time.
 #   bash tests/gpu/smollm2.sh SMOLLM2_FOLDER OUT [ARM...]     (the folder: tests/gpu/make_smollm2.py)
 # The model is first taught the demo's sums with answers in prose, for as few steps as leave room above its accuracy. Arms:
-#   tutorial         run.sh's recipe: steps of 1 prompt x 4, learning rate 5e-6
+#   tutorial         the tutorial's flags, with --engine trl and prompt en: steps of 1 prompt x 4, learning rate 5e-6
 #   improved         the improved recipe: steps of 4 prompts x 8, learning rate 2e-4 for this small model
 #   tutorialrewards  the improved recipe's flags with the tutorial's rewards
 set -uo pipefail
