@@ -294,7 +294,8 @@ if __name__ == "__main__":
                                        check=True, capture_output=True, text=True)
                     record["agreement"][kind], adds_bos = run_apart(gguf_agreement, path, texts, references)
                 except subprocess.CalledProcessError as error:
-                    sys.exit(f"error: {converter} failed: {error.stderr.strip().split(chr(10))[-1]}")
+                    last_line = error.stderr.strip().split("\n")[-1]
+                    sys.exit(f"error: {converter} failed: {last_line}")
                 except Exception as error:  # ValueError of the checks, or whatever ended llama.cpp
                     sys.exit(f"error: llama.cpp cannot use {os.path.basename(path)}: {error}")
             if quantized and "f16" not in args.quantization:
