@@ -10,7 +10,7 @@
 # What follows the recipe goes to train.py: bash run.sh tutorial --model ./DeepSeek-R1-0528-Qwen3-8B --dataset ./DAPO-Math-17k-Processed
 #
 # tutorial, fast and improved want one 80 GB GPU (smaller ones: README, "Speed and memory at 8B"), a driver for CUDA 13, gcc with
-# Python's headers, and 50 GB of disk: 15 for packages, 16 for the 8B model, 16 for merged_16bit.
+# Python's headers, and 50 GB of disk: 11 for packages, 16 for the 8B model, 16 for merged_16bit.
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")"
 
