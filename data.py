@@ -173,7 +173,7 @@ if __name__ == "__main__":
         rows = load_rows(args.dataset, args.dataset_config, args.dataset_split)
         train, held_out, maximum_length = load_math_dataset(args, tokenizer)
     except (ValueError, OSError) as error:
-        parser.error(str(error).splitlines()[0])
+        parser.error(str(error).split("\n")[0])
 
     print("reasoning tokens:", reasoning_start, reasoning_end)
     print("system prompt:   ", repr(make_system_prompt(args.system_prompt, args.target_lang)))

@@ -266,7 +266,7 @@ if __name__ == "__main__":
                        for key, m in layers[::max(1, len(layers) // 8)]]
             if args.engine == "trl":
                 model.merge_and_unload().save_pretrained(folder, max_shard_size="4GB")
-            tokenizer.save_pretrained(folder)
+            tokenizer.save_pretrained(folder)  # over Unsloth's, which keeps the class that AutoTokenizer takes wrongly
             del model, layers
         elif name == "merged_4bit":
             nf4 = BitsAndBytesConfig(load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_use_double_quant=True,
@@ -310,7 +310,7 @@ if __name__ == "__main__":
             missing = {"generation_config.json", "tokenizer.json", *shards.values()} - set(os.listdir(folder))
             if missing:
                 sys.exit(f"error: {name} lacks {', '.join(sorted(missing))}")
-            render = AutoTokenizer.from_pretrained(folder).apply_chat_template
+            render = AutoTokenizer.from_pretrained(folder).apply_chat_template  # as users and vLLM load it
             if [render(m, add_generation_prompt=True, return_dict=False) for m in messages] != prompts:
                 sys.exit(f"error: the tokenizer or the chat template of {name} is not that of {model_name}")
             model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.bfloat16, device_map=device)
@@ -359,4 +359,5 @@ if __name__ == "__main__":
             api.create_repo(repo, exist_ok=True)
             print("pushed:", api.upload_folder(repo_id=repo, folder_path=os.path.join(export, name)))
         except Exception as error:  # the Hub's errors have a dozen types
-            sys.exit(f"error: could not push {name} to {repo}: {str(error).splitlines()[0]}")
+            first_line = str(error).split("\n")[0]
+            sys.exit(f"error: could not push {name} to {repo}: {first_line}")

@@ -188,9 +188,10 @@ def extract_answer(text):
         if labelled:  # "3 + 4 = 7": the result, not the first number
             final = re.sub(rf"^{NUMBER}\s*(?:[-+*/×x%]|\\times|\\cdot)[^=\n]*=\s*", "", final)
         numbers = re.findall(rf"(?<![\w.,^/])({NUMBER})(?:\s*/\s*(\d+))?(?![\d^])", final)
+        numbers = numbers[:1] if labelled else numbers[-1:]
     if not numbers:
         return set()
-    numeral, divisor = numbers[0] if labelled and not boxes else numbers[-1]
+    numeral, divisor = numbers[0]
     if not divisor:
         return read_number(numeral)
     return {value / float(divisor) for value in read_number(numeral)} if float(divisor) else set()

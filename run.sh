@@ -30,7 +30,7 @@ case "$recipe ${2:-}" in
         if [ $gpu = 0 ]; then echo "skipped: the GPU smoke test needs an NVIDIA GPU"; exit 0; fi
         venv=.venv requirements=requirements.txt ;;
     demo\ * | test\ *) venv=.venv-cpu requirements=tests/requirements.txt ;;
-    -h\ * | --help\ *) sed -n '2,14s/^# \{0,1\}//p' run.sh; exit ;;
+    -h\ * | --help\ *) sed -n '2,/^set/s/^# \{0,1\}//p' run.sh; exit ;;
     *) echo "error: unknown recipe $recipe; choose tutorial, fast, improved or demo (train.py's flags come after it)" >&2; exit 2 ;;
 esac
 

@@ -182,6 +182,7 @@ if __name__ == "__main__":
     if args.per_device_train_batch_size == 1 and args.gradient_accumulation_steps * processes % args.num_generations:
         args.per_device_train_batch_size = args.num_generations
     completions_per_step = args.per_device_train_batch_size * args.gradient_accumulation_steps * processes
+    prompts_per_step = completions_per_step // args.num_generations
     if completions_per_step < 1 or completions_per_step % args.num_generations:
         parser.error(f"--num-generations {args.num_generations} must divide --per-device-train-batch-size "
                      f"{args.per_device_train_batch_size} * --gradient-accumulation-steps {args.gradient_accumulation_steps} "
@@ -253,11 +254,12 @@ if __name__ == "__main__":
         parser.error(str(error))
     first_prompt = tokenizer.apply_chat_template(dataset[0]["prompt"], tokenize=False, add_generation_prompt=True)
     rewards.think_is_prefilled = first_prompt.rstrip().endswith(rewards.reasoning_start)
-    if len(dataset) < completions_per_step // args.num_generations:
-        parser.error(f"a step needs {completions_per_step // args.num_generations} prompts, and there are {len(dataset)}")
-    unusable = sum(rewards.is_correct("", answer) is None for answer in dataset["answer"])
-    if args.rewards == "improved" and unusable:
-        print(f"warning: {unusable} of {len(dataset)} answers are no numbers: answer_reward skips these rows")
+    if len(dataset) < prompts_per_step:
+        parser.error(f"a step needs {prompts_per_step} prompts, and there are {len(dataset)}")
+    if args.rewards == "improved":
+        unusable = sum(rewards.is_correct("", answer) is None for answer in dataset["answer"])
+        if unusable:
+            print(f"warning: {unusable} of {len(dataset)} answers are no numbers: answer_reward skips these rows")
 
     # -----------------------------------------------------------------------------------------------------------------
     # Trainer
@@ -341,7 +343,7 @@ if __name__ == "__main__":
     except (ValueError, OSError) as error:  # a value or a combination that TRL or PEFT refuses, or no such folder
         parser.error(str(error).split("\n")[0])
     effective = {
-        "prompts_per_step": completions_per_step // args.num_generations,
+        "prompts_per_step": prompts_per_step,
         "completions_per_step": completions_per_step,
         "max_prompt_length": max_prompt_length,
         "max_completion_length": max_completion_length,

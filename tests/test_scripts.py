@@ -45,13 +45,13 @@ def test_run_sh_refuses_in_one_line(arguments, path, message, tmp_path):
     assert done.returncode == 2 and done.stderr.startswith("error: ") and message in done.stderr and len(done.stderr.splitlines()) == 1
 
 
-def run_with_stand_ins(folder, *arguments, **programs):
-    """Run run.sh with shell scripts in place of the named programs, and without making an environment."""
+def run_with_stand_ins(folder, *arguments, run_sh=ROOT / "run.sh", environment={"SKIP_INSTALL": "1"}, **programs):
+    """Run run.sh with shell scripts in place of the named programs; unless told otherwise, without making an environment."""
     for name, text in programs.items():
         (folder / name).write_text(f"#!/bin/sh\n{text}\n")
         (folder / name).chmod(0o755)
-    return subprocess.run(["bash", str(ROOT / "run.sh"), *arguments], capture_output=True, text=True,
-                          env=os.environ | {"PATH": f"{folder}:{os.environ['PATH']}", "SKIP_INSTALL": "1"})
+    return subprocess.run(["bash", str(run_sh), *arguments], capture_output=True, text=True,
+                          env=os.environ | {"PATH": f"{folder}:{os.environ['PATH']}"} | environment)
 
 
 @pytest.mark.parametrize("recipe", ["tutorial", "fast", "improved", "demo"])
@@ -70,11 +70,8 @@ def test_run_sh_names_a_driver_that_is_too_old(tmp_path):
 def test_run_sh_names_a_missing_compiler_before_it_installs(tmp_path):
     for name in ("run.sh", "requirements.txt"):
         shutil.copy(ROOT / name, tmp_path)
-    for name, text in {"nvidia-smi": "exit 0", "gcc": "exit 1"}.items():
-        (tmp_path / name).write_text(f"#!/bin/sh\n{text}\n")
-        (tmp_path / name).chmod(0o755)
-    done = subprocess.run(["bash", tmp_path / "run.sh", "fast"], capture_output=True, text=True,
-                          env={key: value for key, value in os.environ.items() if key != "CC"} | {"PATH": f"{tmp_path}:{os.environ['PATH']}"})
+    done = run_with_stand_ins(tmp_path, "fast", run_sh=tmp_path / "run.sh", environment={"CC": "gcc", "SKIP_INSTALL": ""},
+                              **{"nvidia-smi": "exit 0", "gcc": "exit 1"})
     assert done.returncode == 2 and done.stderr.startswith("error: a C compiler and Python's headers") and done.stderr.count("\n") == 1
     assert not (tmp_path / ".venv").exists()
 
