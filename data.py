@@ -1,191 +1,435 @@
-"""The tutorial's data cells ("GRPO对话模板" and "数据准备"): prompts, answers, reasoning tokens, length filter.
+"""The tutorial's data cells ("GRPO对话模板" and "数据准备"): tags, prompts, answers, length filter.
 
-To use your own data, bring a .jsonl, .json or .parquet file (or a folder of them) with one of these column pairs:
-    prompt,   solution           solution is a number as text, 1440 or 1,440 or 1.5 (DAPO-Math-17k-Processed, the tutorial's)
-    question, answer             answer ends in "#### N" (GSM8K)
+To use your own data, bring a .jsonl, .json or .parquet file (or a folder of them) with one of
+these column pairs:
+    prompt,   solution       solution is a number: 1440 or 1,440 or 1.5 (DAPO-Math-17k-Processed)
+    question, answer         answer ends in "#### N" (GSM8K)
 
-    python data.py                                  # shows what the tutorial's data cells show
+    python data.py                                       # shows what the tutorial's data cells show
     python data.py --dataset my.jsonl --target-lang vi
 """
 import argparse
+import contextlib
+import importlib.metadata
+import math
 import os
+import sys
 
-# --target-lang: name in Chinese and in English. A new language needs only a line here, if langid knows its code.
+# --target-lang: name in Chinese and in English. A new language is one line here, if langid knows it.
 LANGUAGES = {
-    "id": ("印尼语", "Bahasa Indonesia"), "ms": ("马来语", "Malay"), "jv": ("爪哇语", "Javanese"),
-    "vi": ("越南语", "Vietnamese"), "th": ("泰语", "Thai"), "zh": ("中文", "Chinese"), "en": ("英语", "English"),
-    "ja": ("日语", "Japanese"), "ko": ("韩语", "Korean"), "de": ("德语", "German"), "fr": ("法语", "French"),
-    "es": ("西班牙语", "Spanish"), "pt": ("葡萄牙语", "Portuguese"), "it": ("意大利语", "Italian"),
-    "ru": ("俄语", "Russian"), "ar": ("阿拉伯语", "Arabic"), "sw": ("斯瓦希里语", "Swahili"),
+    "id": ("印尼语", "Bahasa Indonesia"),
+    "ms": ("马来语", "Malay"),
+    "jv": ("爪哇语", "Javanese"),
+    "vi": ("越南语", "Vietnamese"),
+    "th": ("泰语", "Thai"),
+    "zh": ("中文", "Chinese"),
+    "en": ("英语", "English"),
+    "ja": ("日语", "Japanese"),
+    "ko": ("韩语", "Korean"),
+    "de": ("德语", "German"),
+    "fr": ("法语", "French"),
+    "es": ("西班牙语", "Spanish"),
+    "pt": ("葡萄牙语", "Portuguese"),
+    "it": ("意大利语", "Italian"),
+    "ru": ("俄语", "Russian"),
+    "ar": ("阿拉伯语", "Arabic"),
+    "sw": ("斯瓦希里语", "Swahili"),
 }
-# zh is the tutorial's text; en is what its published run used; boxed also states the answer format, which neither does.
+
+# zh is the tutorial's text, en what its published run used; boxed also states the answer's format.
 SYSTEM_PROMPTS = {
-    "zh": "你接到一个问题。\n请思考这个问题并提供你的解题过程。\n你必须用{zh}思考。",
-    "en": "You are given a problem.\nThink about the problem and provide your working out.\nYou must think in {en}.",
-    "boxed": "You are given a problem.\nThink about it between <think> and </think>. You must think in {en}.\n"
-             "After </think>, give the final answer as \\boxed{number}.",
+    "zh": """你接到一个问题。
+请思考这个问题并提供你的解题过程。
+你必须用{zh}思考。""",
+    "en": """You are given a problem.
+Think about the problem and provide your working out.
+You must think in {en}.""",
+    "boxed": """You are given a problem.
+Think about it between {start} and {end}. You must think in {en}.
+After {end}, give the final answer as \\boxed{number}.""",
 }
 
 
-def model_name(text):
-    """argparse type: a hub name, or a folder that exists."""
-    if text.startswith(("/", ".")) and not os.path.isdir(text):
-        raise argparse.ArgumentTypeError(f"there is no folder {text}")
+def get_reasoning_tokens(tokenizer) -> tuple[str, str]:
+    """Return (start, end) of the thought, for instance ("<think>", "</think>").
+
+    They are looked for among the tokenizer's added tokens (tutorial, "GRPO对话模板").
+    """
+    reasoning_start = None
+    reasoning_end = None
+    for token in tokenizer.get_added_vocab():
+        if "think" in token and "/" in token:
+            reasoning_end = token
+        elif "think" in token:
+            reasoning_start = token
+    if reasoning_start is None or reasoning_end is None:
+        fail(
+            "this tokenizer has no <think> and </think>: take a reasoning model, or name the tags "
+            "that the model shall write as plain text: --reasoning-tokens '<think>' '</think>'"
+        )
+    return reasoning_start, reasoning_end
+
+
+def make_system_prompt(name: str, target_lang: str, reasoning_tokens) -> str | None:
+    """Return the system prompt called `name` (or `name` itself, if it is a text); None for none."""
+    if name == "none":
+        return None
+    zh, en = LANGUAGES[target_lang]
+    start, end = reasoning_tokens
+    text = SYSTEM_PROMPTS.get(name, name)
+    for field, value in (("{zh}", zh), ("{en}", en), ("{start}", start), ("{end}", end)):
+        text = text.replace(field, value)
     return text
 
 
-def add_data_arguments(parser):
-    """Add the flags that data.py, train.py and evaluate.py share."""
-    group = parser.add_argument_group("data")
-    group.add_argument("--model", type=model_name, default="deepseek-ai/DeepSeek-R1-0528-Qwen3-8B",
-                       help="model: hub name or local folder")
-    group.add_argument("--dataset", default="open-r1/DAPO-Math-17k-Processed",
-                       help="hub name, or a local .jsonl/.json/.parquet file or folder")
-    group.add_argument("--dataset-config", default="en", help="configuration (sub-folder) of a data set (GSM8K: main)")
-    group.add_argument("--dataset-split", default="train", help="split of a hub data set, or start of the file names in a folder")
-    group.add_argument("--system-prompt", default="zh",
-                       help="zh (the tutorial's), en (its published run's), boxed (asks for \\boxed{} too), or any text")
-    group.add_argument("--target-lang", default="id", choices=LANGUAGES, help="language to think in, an ISO 639-1 code")
-    group.add_argument("--reasoning-tokens", nargs=2, metavar=("START", "END"),
-                       help="reasoning tags as text, for a model without its own (None: found in the tokenizer)")
-    group.add_argument("--max-prompt-quantile", type=float, default=0.9, metavar="Q",
-                       help="drop prompts longer than this quantile of the token lengths, 0 to 1")
-    group.add_argument("--eval-fraction", type=float, default=0.0, metavar="F",
-                       help="fraction of the prompts to hold out of training, 0 to 1 (the tutorial's comment: 0.01)")
-    group.add_argument("--seed", type=int, default=3407, help="random seed")
+def make_messages(problem: str, system_prompt: str | None) -> list[dict]:
+    """Return a problem as chat messages: the system prompt, if there is one, and the user's."""
+    user = {"role": "user", "content": problem}
+    if system_prompt is None:
+        return [user]
+    return [{"role": "system", "content": system_prompt}, user]
 
 
-def make_system_prompt(name, target_lang="id"):
-    """Return the system prompt called `name` (or `name` itself, if it is a text) for a language code."""
-    zh, en = LANGUAGES[target_lang]
-    return SYSTEM_PROMPTS.get(name, name).replace("{zh}", zh).replace("{en}", en)
-
-
-def load_tokenizer(model):
-    """Return the tokenizer of a hub name or folder, as its tokenizer.json has it.
-
-    Not AutoTokenizer: the tutorial's model names LlamaTokenizerFast as its class, for which transformers 5 puts another
-    pre-tokenizer and decoder in place of the file's, and every space is lost (transformers#45488). Unsloth mends its own.
-    """
-    from transformers import PreTrainedTokenizerFast
-    return PreTrainedTokenizerFast.from_pretrained(model)
-
-
-def get_reasoning_tokens(tokenizer):
-    """Return (start, end) of the reasoning, for instance ("<think>", "</think>"), from the tokenizer's added tokens.
-
-    Tutorial, "GRPO对话模板". Raises ValueError when the tokenizer has none.
-    """
-    start = end = None
-    for token in tokenizer.get_added_vocab():
-        if "think" in token:
-            start, end = (start, token) if "/" in token else (token, end)
-    if start is None or end is None:
-        raise ValueError("this tokenizer has no <think> and </think>: take a reasoning model, or name the tags that "
-                         "the model shall write as plain text with --reasoning-tokens '<think>' '</think>'")
-    return start, end
-
-
-def extract_hash_answer(text):
-    """Return what follows "####" in a GSM8K answer; any other text as it is (tutorial, "数据准备")."""
-    return text.split("####")[1].strip() if "####" in text else text
-
-
-def load_rows(path, config="en", split="train"):
-    """Load a hub data set, a local file or a folder as a Dataset with the text columns `prompt` and `answer`.
-
-    Raises ValueError when it does not exist, is empty, or has neither column pair of this file's docstring.
-    """
-    from datasets import load_dataset
-    kind = {".jsonl": "json", ".json": "json", ".parquet": "parquet"}.get(os.path.splitext(path)[1])
-    try:
-        if kind and os.path.exists(path) and not os.path.getsize(path):
-            raise ValueError("it is empty")
-        if kind:
-            dataset = load_dataset(kind, data_files=path, split="train")
-        elif os.path.isdir(path):  # a downloaded hub data set has a sub-folder for each configuration
-            folder = os.path.join(path, config)
-            dataset = load_dataset(folder if os.path.isdir(folder) else path, split=split)
-        else:
-            dataset = load_dataset(path, config, split=split)
-    except Exception as error:  # datasets raises a dozen types for "not there" and "not readable"
-        cause = error.__cause__ or error
-        raise ValueError(f"cannot load data set {path}: {(str(cause) or repr(cause)).splitlines()[0]}") from error
-    if len(dataset) == 0:
-        raise ValueError(f"data set {path} is empty")
-    for question, answer in (("prompt", "solution"), ("question", "answer")):
-        if {question, answer} <= set(dataset.column_names):
-            if None in dataset[answer] or not all(isinstance(text, str) for text in dataset[question]):
-                raise ValueError(f"data set {path}: every {question} must be text, and every {answer} be there")
-            return dataset.map(lambda row: {"prompt": row[question], "answer": extract_hash_answer(str(row[answer]))},
-                               remove_columns=dataset.column_names)
-    raise ValueError(f"data set {path} has columns {dataset.column_names}; needed: prompt and solution, or question and answer")
-
-
-def to_messages(dataset, system_prompt):
-    """Turn the text column `prompt` into [system, user] messages (tutorial, "让我们映射数据集")."""
-    return dataset.map(lambda row: {"prompt": [{"role": "system", "content": system_prompt},
-                                               {"role": "user", "content": row["prompt"]}]})
-
-
-def drop_long_prompts(dataset, tokenizer, quantile=0.9):
-    """Return (dataset, maximum_length): rows whose prompt has at most the `quantile` of token lengths.
-
-    Tutorial, "获取前90%的提示长度". TRL no longer cuts prompts (max_prompt_length is gone), so this bounds them.
-    """
-    import numpy as np
-    lengths = np.array(dataset.map(lambda row: {"length": len(tokenizer.apply_chat_template(
-        row["prompt"], add_generation_prompt=True, tokenize=True, return_dict=False))})["length"])
-    maximum_length = int(np.quantile(lengths, quantile))
-    return dataset.select(np.where(lengths <= maximum_length)[0]), maximum_length
+def extract_hash_answer(text: str) -> str:
+    """Return what follows "####" in a GSM8K answer; any other text as it is."""
+    if "####" not in text:
+        return text
+    return text.split("####")[1].strip()
 
 
 def load_math_dataset(args, tokenizer):
     """Return (train, held_out, maximum_length) for the flags of add_data_arguments.
 
-    `train` and `held_out` (None when --eval-fraction is 0) have `prompt` (messages) and `answer` (text) and share no
-    question, not even where the data set has it twice. Raises ValueError for unusable data.
+    `train` and `held_out` (None where --eval-fraction is 0) have `prompt` (messages) and `answer`
+    (text) and share no question, not even one that the data set has twice. `maximum_length`: tokens
+    of the longest prompt (tutorial, "数据准备" and "获取前90%的提示长度").
     """
-    dataset = to_messages(load_rows(args.dataset, args.dataset_config, args.dataset_split),
-                          make_system_prompt(args.system_prompt, args.target_lang))
-    dataset, maximum_length = drop_long_prompts(dataset, tokenizer, args.max_prompt_quantile)
+    import numpy as np
+
+    dataset = read_dataset(
+        args.dataset, args.dataset_config, args.dataset_split, args.dataset_revision
+    )
+    system_prompt = make_system_prompt(args.system_prompt, args.target_lang, args.reasoning_tokens)
+    dataset = dataset.map(
+        lambda x: {
+            "prompt": make_messages(x["prompt"], system_prompt),
+            "answer": extract_hash_answer(x["solution"]),
+        },
+        remove_columns=["solution"],
+    )
+
+    # TRL no longer cuts prompts (max_prompt_length is gone), so this filter is what bounds them
+    lengths = np.array([len(encode_prompt(tokenizer, prompt)) for prompt in dataset["prompt"]])
+    maximum_length = int(np.quantile(lengths, args.max_prompt_quantile))
+    dataset = dataset.select(np.where(lengths <= maximum_length)[0])
+
     if not args.eval_fraction:
         return dataset, None, maximum_length
+    train, held_out = hold_out(dataset, args.eval_fraction, args.seed)
+    return train, held_out, maximum_length
+
+
+def render_prompt(tokenizer, messages: list[dict]) -> str:
+    """Return messages as the text that the model continues."""
+    return tokenizer.apply_chat_template(messages, add_generation_prompt=True, tokenize=False)
+
+
+def encode_prompt(tokenizer, messages: list[dict]) -> list[int]:
+    """Return messages as token ids, as TRL encodes them."""
+    return tokenizer.apply_chat_template(
+        messages, add_generation_prompt=True, tokenize=True, return_dict=False
+    )
+
+
+# --------------------------------------------------------------------------------------------------
+# What the tutorial has not: files of several forms, a clean split, a tokenizer that keeps spaces
+
+
+def load_tokenizer(model: str, revision: str | None = None):
+    """Return the tokenizer of a hub name or folder, as its tokenizer.json has it.
+
+    AutoTokenizer would lose every space: the tutorial's model names LlamaTokenizerFast as its
+    class, for which transformers 5 takes another pre-tokenizer and decoder than the file's
+    (transformers#45488). Unsloth mends its own.
+    """
+    from transformers import PreTrainedTokenizerFast
+
+    try:
+        tokenizer = PreTrainedTokenizerFast.from_pretrained(model, revision=revision)
+    except Exception as error:  # transformers and tokenizers raise many types, plain Exception too
+        fail(f"cannot load the tokenizer of {model}: {one_line(error)}")
+    if not tokenizer.chat_template:
+        fail(f"the tokenizer of {model} has no chat template: take an instruction-tuned model")
+    return tokenizer
+
+
+def read_dataset(path: str, config: str = "en", split: str = "train", revision: str | None = None):
+    """Load a hub data set, a file or a folder as a Dataset with the text columns prompt, solution."""
+    from datasets import get_dataset_config_names, load_dataset
+
+    kinds = {".jsonl": "json", ".json": "json", ".parquet": "parquet"}
+    kind = kinds.get(os.path.splitext(path)[1].lower())
+    try:
+        if kind and os.path.exists(path) and not os.path.getsize(path):
+            fail(f"data set {path} is empty")
+        if kind:
+            dataset = load_dataset(kind, data_files=escape_glob(path), split="train")
+        elif os.path.isdir(path):  # a downloaded hub data set: a sub-folder for each configuration
+            folder = os.path.join(path, config)
+            dataset = load_dataset(folder if os.path.isdir(folder) else path, split=split)
+        else:
+            configs = get_dataset_config_names(path, revision=revision)
+            if config not in configs and len(configs) == 1:
+                config = configs[0]
+            dataset = load_dataset(path, config, split=split, revision=revision)
+    except Exception as error:  # datasets raises a dozen types for "not there" and "not readable"
+        fail(f"cannot load data set {path}: {one_line(error.__cause__ or error)}")
+    if len(dataset) == 0:
+        fail(f"data set {path} is empty")
+
+    columns = dataset.column_names
+    if "prompt" in columns and "solution" in columns:
+        dataset = dataset.select_columns(["prompt", "solution"])
+    elif "question" in columns and "answer" in columns:
+        dataset = dataset.select_columns(["question", "answer"])
+        dataset = dataset.rename_columns({"question": "prompt", "answer": "solution"})
+    else:
+        fail(
+            f"data set {path} has the columns {', '.join(columns)}; "
+            "needed: prompt and solution, or question and answer"
+        )
+    for row in dataset:
+        if not isinstance(row["prompt"], str) or not row["prompt"].strip():
+            fail(f"data set {path}: every prompt must be text, and one is {row['prompt']!r}")
+        if not is_answer(row["solution"]):
+            fail(f"data set {path}: every answer must be text or a number: {row['solution']!r}")
+    texts = [str(solution) for solution in dataset["solution"]]
+    return dataset.remove_columns("solution").add_column("solution", texts)
+
+
+def is_answer(value) -> bool:
+    """Say whether a cell of the data can be a gold answer: text, or a finite number."""
+    if isinstance(value, str):
+        return bool(value.strip())
+    return isinstance(value, (int, float)) and math.isfinite(value)
+
+
+def escape_glob(path: str) -> str:
+    """Return a path that datasets takes literally: it would read x[1].jsonl as a pattern."""
+    import glob
+
+    return glob.escape(path)
+
+
+def hold_out(dataset, fraction: float, seed: int):
+    """Return (train, held_out): `fraction` of the rows held out, and no question in both."""
     if len(dataset) < 2:
-        raise ValueError("--eval-fraction needs at least two rows")
-    parts = dataset.train_test_split(test_size=args.eval_fraction, seed=args.seed)
-    held_out = {prompt[-1]["content"] for prompt in parts["test"]["prompt"]}
-    train = parts["train"].filter(lambda row: row["prompt"][-1]["content"] not in held_out)
+        fail("--eval-fraction needs at least two rows")
+    parts = dataset.train_test_split(test_size=fraction, seed=seed)
+    questions = {prompt[-1]["content"] for prompt in parts["test"]["prompt"]}
+    train = parts["train"].filter(lambda row: row["prompt"][-1]["content"] not in questions)
     if len(train) == 0:
-        raise ValueError("--eval-fraction leaves nothing to train on")
-    return train, parts["test"], maximum_length
+        fail("--eval-fraction leaves nothing to train on")
+    return train, parts["test"]
+
+
+# --------------------------------------------------------------------------------------------------
+# What all scripts share: arguments, errors, files
+
+
+def add_data_arguments(parser):
+    """Add the flags that data.py, train.py and evaluate.py share."""
+    group = parser.add_argument_group("data")
+    group.add_argument(
+        "--model",
+        type=hub_name_or_folder,
+        default="deepseek-ai/DeepSeek-R1-0528-Qwen3-8B",
+        help="model: hub name or local folder",
+    )
+    group.add_argument("--revision", help="branch, tag or commit of a hub model; default: main")
+    group.add_argument(
+        "--dataset",
+        default="open-r1/DAPO-Math-17k-Processed",
+        help="hub name, or a local .jsonl/.json/.parquet file or folder",
+    )
+    group.add_argument(
+        "--dataset-config", default="en", help="configuration of a data set (GSM8K: main)"
+    )
+    group.add_argument(
+        "--dataset-split",
+        default="train",
+        help="split of a hub data set, or start of the file names in a folder",
+    )
+    group.add_argument("--dataset-revision", help="branch, tag or commit of a hub data set")
+    group.add_argument(
+        "--system-prompt",
+        type=text,
+        default="zh",
+        help="zh (the tutorial's), en (its published run's), boxed (asks for \\boxed{} too), "
+        "none (no system message), or any text",
+    )
+    group.add_argument(
+        "--target-lang",
+        default="id",
+        choices=LANGUAGES,
+        help="language to think in, an ISO 639-1 code",
+    )
+    group.add_argument(
+        "--reasoning-tokens",
+        type=text,
+        nargs=2,
+        metavar=("START", "END"),
+        help="tags of the thought, for a model without its own; default: the tokenizer's",
+    )
+    group.add_argument(
+        "--max-prompt-quantile",
+        type=number(float, above=0, most=1),
+        default=0.9,
+        metavar="Q",
+        help="drop prompts longer than this quantile of the token lengths",
+    )
+    group.add_argument(
+        "--eval-fraction",
+        type=number(float, least=0, below=1),
+        default=0.0,
+        metavar="F",
+        help="fraction of the prompts to hold out of training (the tutorial's comment: 0.01)",
+    )
+    group.add_argument("--seed", type=number(int, least=0), default=3407, help="random seed")
+
+
+def make_parser(docstring: str) -> argparse.ArgumentParser:
+    """Return a script's parser: its docstring as help, one line for an error, no abbreviations."""
+    sys.excepthook = explain_full_disk
+
+    class Formatter(argparse.RawDescriptionHelpFormatter, argparse.ArgumentDefaultsHelpFormatter):
+        """The docstring as it is; defaults behind the help, where there is one to tell."""
+
+        def _get_help_string(self, action):
+            if action.default is None or "default" in (action.help or ""):
+                return action.help
+            return super()._get_help_string(action)
+
+    parser = argparse.ArgumentParser(
+        description=docstring, formatter_class=Formatter, allow_abbrev=False
+    )
+    parser.error = fail
+    return parser
+
+
+def number(kind, least=-math.inf, most=math.inf, above=-math.inf, below=math.inf):
+    """Return an argparse type: a finite int or float with least <= it <= most, above < it < below."""
+
+    def parse(text):
+        try:
+            value = kind(text)
+        except ValueError:
+            value = math.nan
+        if math.isfinite(value) and least <= value <= most and above < value < below:
+            return value
+        limits = [("at least", least), ("at most", most), ("above", above), ("below", below)]
+        words = [f"{name} {limit:g}" for name, limit in limits if math.isfinite(limit)]
+        noun = "a whole number" if kind is int else "a number"
+        raise argparse.ArgumentTypeError(f"{text!r} is not {' '.join([noun, ', '.join(words)])}")
+
+    return parse
+
+
+def text(value: str) -> str:
+    """Argparse type: any text that is not empty."""
+    if not value.strip():
+        raise argparse.ArgumentTypeError("it must not be empty")
+    return value
+
+
+def hub_name_or_folder(value: str) -> str:
+    """Argparse type: a hub name, or a folder that exists."""
+    if not value.strip() or (value.startswith(("/", ".")) and not os.path.isdir(value)):
+        raise argparse.ArgumentTypeError(f"there is no folder {value!r}")
+    return value
+
+
+def fail(message: str, status: int = 2):
+    """End with one line that says what to do; status 2: the user's mistake, 1: the run's."""
+    print(f"error: {message}", file=sys.stderr, flush=True)
+    raise SystemExit(status)
+
+
+def one_line(error: BaseException) -> str:
+    """Return an error's text, or its type where it has none, on one line."""
+    return " ".join(str(error).split()) or repr(error)
+
+
+def explain_full_disk(kind, error, trace):
+    """Python's last word on an exception: one line where a file could not be written."""
+    words = ("no space left", "disk quota", "read-only file system", "permission denied")
+    if isinstance(error, OSError) or "SafetensorError" in kind.__name__:
+        if any(word in str(error).lower() for word in words):
+            print(f"error: cannot write: {one_line(error)}", file=sys.stderr, flush=True)
+            return
+    sys.__excepthook__(kind, error, trace)
+
+
+@contextlib.contextmanager
+def whole_file(path):
+    """Give a name to write to; it becomes `path` when all is written, so nobody reads half a file.
+
+    with whole_file("run.json") as name:
+        ...
+    """
+    partial = f"{path}.partial"
+    try:
+        yield partial
+        os.replace(partial, path)
+    finally:
+        if os.path.exists(partial):
+            os.remove(partial)
+
+
+def get_versions() -> dict[str, str]:
+    """Return the installed versions of the packages that decide what a run does."""
+    names = "torch transformers trl peft datasets unsloth vllm langid bitsandbytes cyllama".split()
+    installed = [name for name in names if any(importlib.metadata.distributions(name=name))]
+    return {name: importlib.metadata.version(name) for name in installed}
+
+
+# --------------------------------------------------------------------------------------------------
+# python data.py: what the tutorial's data cells show
+
+
+def main(args):
+    tokenizer = load_tokenizer(args.model, args.revision)
+    args.reasoning_tokens = args.reasoning_tokens or get_reasoning_tokens(tokenizer)
+    print("reasoning tokens:", *args.reasoning_tokens)
+    system_prompt = make_system_prompt(args.system_prompt, args.target_lang, args.reasoning_tokens)
+    print("system prompt:   ", repr(system_prompt))
+
+    start, end = args.reasoning_tokens
+    question = {"role": "user", "content": "What is 1+1?"}
+    answer = {"role": "assistant", "content": f"{start}I think it's 2.2{end}2"}
+    print("chat template:   ", render_prompt(tokenizer, [question, answer, question, answer]))
+
+    dataset = read_dataset(
+        args.dataset, args.dataset_config, args.dataset_split, args.dataset_revision
+    )
+    print(dataset)
+    print("first prompt:    ", dataset[0]["prompt"])
+    print("first solution:  ", dataset[0]["solution"])
+    train, held_out, maximum_length = load_math_dataset(args, tokenizer)
+    print("first row:       ", train[0])
+    print("rendered prompt: ", render_prompt(tokenizer, train[0]["prompt"]))
+    print("maximum length:  ", maximum_length, "tokens, quantile", args.max_prompt_quantile)
+    n_held_out = len(held_out) if held_out else 0
+    dropped = len(dataset) - len(train) - n_held_out
+    print("rows:            ", f"{len(dataset)} in the data set, {len(train)} to train on,")
+    print(f"                  {n_held_out} held out, {dropped} dropped: too long, or copies")
+
+
+def parse_arguments():
+    parser = make_parser(__doc__)
+    add_data_arguments(parser)
+    return parser.parse_args()
 
 
 if __name__ == "__main__":
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0], formatter_class=argparse.ArgumentDefaultsHelpFormatter)
-    add_data_arguments(parser)
-    parser.error = lambda message: parser.exit(2, f"error: {message}\n")
-    args = parser.parse_args()
-
-    try:
-        tokenizer = load_tokenizer(args.model)
-        reasoning_start, reasoning_end = args.reasoning_tokens or get_reasoning_tokens(tokenizer)
-        rows = load_rows(args.dataset, args.dataset_config, args.dataset_split)
-        train, held_out, maximum_length = load_math_dataset(args, tokenizer)
-    except (ValueError, OSError) as error:
-        parser.error(str(error).split("\n")[0])
-
-    print("reasoning tokens:", reasoning_start, reasoning_end)
-    print("system prompt:   ", repr(make_system_prompt(args.system_prompt, args.target_lang)))
-    example = [{"role": "user", "content": "What is 1+1?"},
-               {"role": "assistant", "content": f"{reasoning_start}I think it's 2.2{reasoning_end}2"}] * 2
-    print("chat template:   ", tokenizer.apply_chat_template(example, tokenize=False, add_generation_prompt=True))
-    print(rows)
-    print("first prompt:    ", rows[0]["prompt"])
-    print("first answer:    ", rows[0]["answer"])
-    print("first row:       ", train[0])
-    print("rendered prompt: ", tokenizer.apply_chat_template(train[0]["prompt"], tokenize=False, add_generation_prompt=True))
-    print("maximum length:  ", maximum_length, "tokens, the", args.max_prompt_quantile, "quantile")
-    kept = len(train) + len(held_out or [])
-    print("rows:            ", f"{len(rows)} in the data set, {len(train)} to train on, {len(held_out or [])} held out, "
-          f"{len(rows) - kept} dropped as too long (or as copies of a held-out question)")
+    main(parse_arguments())
