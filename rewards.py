@@ -163,34 +163,35 @@ FAMILIES = [
             peluang matematika logika solusi metode informasi kasus tabel kartu
             kapasitas lingkaran derajat variabel makanya sepertinya enggak nggak
             seluruhnya kalimat kota cangkir sendok piring cokelat lainnya hewan sapi
-            balon stasiun film museum rusak memiliki setelah harus
+            balon stasiun film museum rusak memiliki berbagai setelah harus
         """,
         "ms": """
-            bahawa kerana jawapan jawapannya menjawabnya soalan soalannya bolehkah
-            mahu hendak cuba mencuba semak menyemak semakan ertinya bererti erti
-            bermakna dibahagi dibahagikan bahagi bahagikan membahagi membahagikan
-            pembahagian bahagian sebahagian bahagiannya didarab didarabkan darab
-            darabkan mendarab mendarabkan pendaraban ditolak tolakkan menolak
-            menolakkan penolakan campurkan kirakan pengiraan kiraan baki bakinya
-            berbaki ganda peratus peratusan purata puratanya sifar bersamaan nombor
-            minit isnin khamis jumaat ogos disember iaitu ialah wang wangnya kos
-            kosnya membelanjakan dibelanjakan perbelanjaan simpanan diskaun cukai
-            percuma bakul tin epal oren kek kuih kedai kereta basikal motosikal kasut
-            seluar pejabat syarikat kilang pelajar datuk isteri rakan rakannya bilik
-            guli almari gelen pasukan kelajuan berbeza perbezaan perbezaannya beza
-            bezanya menemui manakala semasa sahaja bermula bandar nisbah
-            kebarangkalian matematik logik kaedah maklumat kes jadual kad kapasiti
-            bulatan darjah kesemua kesemuanya berapakah bas lori muzik selepas sudu
-            cawan paun selebihnya kanak pakej beg baldi kerusi televisyen haiwan lembu
-            arnab belon stesen filem daripadanya mestilah berjumlah universiti
+            bahawa kerana jawapan jawapannya menjawabnya soalan soalannya mahu hendak
+            cuba mencuba semak menyemak semakan ertinya bererti erti bermakna dibahagi
+            dibahagikan bahagi bahagikan membahagi membahagikan pembahagian bahagian
+            sebahagian bahagiannya didarab didarabkan darab darabkan mendarab
+            mendarabkan pendaraban ditolak tolakkan menolak menolakkan penolakan
+            campurkan kirakan pengiraan kiraan baki bakinya berbaki ganda peratus
+            peratusan purata puratanya sifar bersamaan nombor minit isnin khamis
+            jumaat ogos disember iaitu ialah wang wangnya kos kosnya membelanjakan
+            dibelanjakan perbelanjaan simpanan diskaun cukai percuma bakul tin epal
+            oren kek kuih kedai kereta basikal motosikal kasut seluar pejabat syarikat
+            kilang pelajar datuk isteri rakan rakannya bilik guli almari gelen pasukan
+            kelajuan berbeza perbezaan perbezaannya beza bezanya menemui manakala
+            semasa sahaja bermula bandar nisbah kebarangkalian matematik logik kaedah
+            maklumat kes jadual kad kapasiti bulatan darjah kesemua kesemuanya
+            berapakah bas lori muzik boleh bolehkah separuh budak yuran tiub tuan
+            pelbagai mengandungi selepas sudu cawan paun selebihnya kanak pakej beg
+            baldi kerusi televisyen haiwan lembu arnab belon stesen filem daripadanya
+            mestilah berjumlah universiti
         """,
         "jv": """
             lan sing iku iki saka kanggo ora wis banjur duwe pira kabeh luwih nganti
-            saben sawise bakal yen menyang dheweke awake dhewe papat pitu wolu sanga
-            rolas loro telu siji telung patang nem pitung wolung sangang kaping padha
-            cacahe gunggunge isih maneh uga amarga mula wangsulane saiki taun wong
-            kudu arep tuku adol dhuwit menehi nggawe ing marang utawa nanging yaiku
-            dadi regane
+            saben sawise bakal yen wonten saking menawi menika ingkang wektu kanca
+            menyang dheweke awake dhewe papat pitu wolu sanga rolas loro telu siji
+            telung patang nem pitung wolung sangang kaping padha cacahe gunggunge isih
+            maneh uga amarga mula wangsulane saiki taun wong kudu arep tuku adol
+            dhuwit menehi nggawe ing marang utawa nanging yaiku dadi regane
         """,
     },
 ]
@@ -262,6 +263,7 @@ def is_correct(text, gold):
     return float(gold.replace(",", "")) in extract_answer(text)
 
 
+@functools.cache
 def get_family(lang):
     """Return {language: set of its own words} for `lang` and what langid confuses it with."""
     for family in FAMILIES:
@@ -336,8 +338,8 @@ def language_share(thought, problem=""):
     """Return the share of a thought, in [0, 1], that is in target_lang: DeepSeek-R1's eq. 7.
 
     The share is that of windows which langid takes for the target or one of its FAMILIES. It is
-    halved if a relative has more of its own words in the text than the target has: without any,
-    the target has the benefit of the doubt. Fewer than MIN_WORDS words, not counting what is copied
+    halved if a relative has more different words of its own in the text than the target has:
+    without any, the target has the benefit of the doubt. Fewer than MIN_WORDS words, not counting what is copied
     from the problem, give 0. Words of another language inside code or $...$ are not seen.
     """
     words = [word.lower() for word in find_words(thought)]
@@ -352,7 +354,7 @@ def language_share(thought, problem=""):
     for window in windows:
         if identifier.classify(" ".join(window))[0] in family:
             share += 1 / len(windows)
-    counts = {lang: sum(word in own_words for word in words) for lang, own_words in family.items()}
+    counts = {lang: len(own_words.intersection(words)) for lang, own_words in family.items()}
     if max(counts.values()) > counts[target_lang]:
         share /= 2
     return share * repetition_factor(words)
