@@ -127,10 +127,10 @@ def main(args):
 def print_tutorial_result(results: dict):
     """Print the lines with which the tutorial's comparison ends."""
     n = results["n"]
-    base, *_, lora = results["arms"]
+    lora = results["arms"][-1]
     language = data.LANGUAGES[results["target_lang"]][0]
     with_lora = round(results[lora]["indonesian_rate"] * n)
-    without_lora = round(results[base]["indonesian_rate"] * n)
+    without_lora = round(results["base"]["indonesian_rate"] * n)
     print(f"\n在{n}个样本上比较使用和不使用LoRA的语言使用情况:")
     print("=" * 60)
     print("结果:")
@@ -529,11 +529,10 @@ def summarize(samples: list[dict]) -> dict:
             cell.update(grade(cell["text"], cell["truncated"], row["answer"], row["prompt"]))
         results[arm] = summarize_arm([row[arm] for row in samples])
     if len(arms) > 1:
-        base, *_, lora = arms
         results["comparisons"] = {}
         for rate in RATES:
-            with_lora = [row[lora][rate] for row in samples]
-            without_lora = [row[base][rate] for row in samples]
+            with_lora = [row[arms[-1]][rate] for row in samples]
+            without_lora = [row["base"][rate] for row in samples]
             results["comparisons"][rate] = compare(with_lora, without_lora)
         results |= results["comparisons"]["indonesian_rate"]
     return results
@@ -585,11 +584,12 @@ def rescore(path: str):
             old = json.load(file)
     except (OSError, ValueError) as error:
         fail(f"--rescore: cannot read {results_file}: {one_line(error)}")
-    known = isinstance(old, dict) and old.get("target_lang") in data.LANGUAGES
-    if not known or not isinstance(old.get("reasoning_tokens"), list):
-        fail(f"--rescore: {results_file} is not evaluate.py's: no target_lang, reasoning_tokens")
-    prefilled = old.get("think_is_prefilled", False)
-    configure_rewards(old["reasoning_tokens"], old["target_lang"], prefilled)
+    tokens = old.get("reasoning_tokens") if isinstance(old, dict) else None
+    if not isinstance(tokens, list) or [type(token) for token in tokens] != [str, str]:
+        fail(f"--rescore: {results_file} is not evaluate.py's: it has no reasoning_tokens")
+    if old.get("target_lang") not in data.LANGUAGES:
+        fail(f"--rescore: {results_file} is not evaluate.py's: it has no target_lang")
+    configure_rewards(tokens, old["target_lang"], old.get("think_is_prefilled", False))
     report(samples, old | summarize(samples), path)
 
 
@@ -667,7 +667,7 @@ def report(samples: list[dict], results: dict, samples_file: str):
 def print_rates(results: dict):
     """Print each rate of each arm with its interval, and the verdict on the last arm."""
     n = results["n"]
-    base, *_, lora = results["arms"] * 2  # the base twice, where it is alone
+    lora = results["arms"][-1]
     width = max(len(arm) for arm in results["arms"])
     for rate in RATES:
         for arm in results["arms"]:
@@ -679,7 +679,7 @@ def print_rates(results: dict):
             if rate in ("closed_thought_rate", "truncation_rate"):
                 up = "rose"
             comparison = results["comparisons"][rate]
-            sentence = verdict(comparison, n, results[base][rate], results[lora][rate], up)
+            sentence = verdict(comparison, n, results["base"][rate], results[lora][rate], up)
             print(f"{'':23} {sentence}")
     for arm in results["arms"]:
         share = f"language_share {results[arm]['language_share']:.2f}"
@@ -711,8 +711,8 @@ def print_cost(results: dict):
 
 def print_warnings(samples: list[dict], results: dict):
     """Name what makes the numbers worth less: no effect of the adapter, golds without number."""
-    base, *_, lora = results["arms"] * 2
-    if lora != base and all(row[base]["text"] == row[lora]["text"] for row in samples):
+    lora = results["arms"][-1]
+    if lora != "base" and all(row["base"]["text"] == row[lora]["text"] for row in samples):
         print(
             "warning: every text is the same with and without LoRA: the adapter changes too "
             "little, or is not applied"
@@ -726,7 +726,7 @@ def draw_rates(results: dict, path: str):
     """Draw the rates of the first and the last arm, and right and wrong by language, to a PNG."""
     plt = load_pyplot()
     language = data.LANGUAGES[results["target_lang"]][1]
-    arms = list(dict.fromkeys([results["arms"][0], results["arms"][-1]]))
+    arms = first_and_last(results["arms"])
     figure, (bars, cost) = plt.subplots(1, 2, figsize=(14, 5.5), width_ratios=[1.7, 1])
     for i, arm in enumerate(arms):
         x = [position + 0.4 * i for position in range(len(RATES))]
@@ -736,7 +736,7 @@ def draw_rates(results: dict, path: str):
         below = [max(value - end, 0) for value, end in zip(y, low)]
         above = [max(end - value, 0) for value, end in zip(y, high)]
         drawn = bars.bar(x, y, 0.38, yerr=[below, above], capsize=4, label=arm)
-        bars.bar_label(drawn, fmt="%.0f", label_type="center", color="white", fontsize=11)
+        bars.bar_label(drawn, fmt="%.0f", padding=2)
     middle = 0.2 * (len(arms) - 1)
     names = [rate.replace("_", "\n") for rate in RATES]
     bars.set_xticks([position + middle for position in range(len(RATES))], names)
@@ -788,6 +788,7 @@ def load_pyplot():
     matplotlib.use("Agg")
     import matplotlib.pyplot as plt
 
+    plt.close("all")
     return plt
 
 
@@ -797,8 +798,8 @@ def save_figure(figure, path: str):
     figure.savefig(path, dpi=110, format="png")
 
 
-def choose_pairs(samples: list[dict], base: str, lora: str, n: int = 10) -> list[tuple]:
-    """Return n rows as (kind, row), kind by kind as far as there are any; the same ones every time.
+def choose_pairs(samples: list[dict], lora: str, n: int = 10) -> list[tuple[str, dict]]:
+    """Return n rows as (kind, row), about equally many of each kind; the same ones every time.
 
     win: only the LoRA's text is in the target language and right; loss: only the base's; tie: both
     or neither.
@@ -807,32 +808,39 @@ def choose_pairs(samples: list[dict], base: str, lora: str, n: int = 10) -> list
 
     kinds = {"win": [], "loss": [], "tie": []}
     for row in samples:
-        before = row[base]["indonesian_and_correct"]
+        before = row["base"]["indonesian_and_correct"]
         after = row[lora]["indonesian_and_correct"]
-        kind = "tie" if before == after else "win" if after else "loss"
-        kinds[kind].append(row)
-    for rows in kinds.values():
-        random.Random(3407).shuffle(rows)
+        if before == after:
+            kinds["tie"].append(row)
+        elif after:
+            kinds["win"].append(row)
+        else:
+            kinds["loss"].append(row)
+    taken = {kind: 0 for kind in kinds}
+    for _ in range(min(n, len(samples))):
+        left = [kind for kind in kinds if taken[kind] < len(kinds[kind])]
+        taken[min(left, key=taken.get)] += 1
+    chooser = random.Random(3407)
     chosen = []
-    while len(chosen) < n and any(kinds.values()):
-        for kind, rows in kinds.items():
-            if rows and len(chosen) < n:
-                chosen.append((kind, rows.pop()))
-    return sorted(chosen, key=lambda pair: list(kinds).index(pair[0]))
+    for kind, rows in kinds.items():
+        for row in chooser.sample(rows, taken[kind]):
+            chosen.append((kind, row))
+    return chosen
 
 
 def make_pairs_page(samples: list[dict], results: dict) -> str:
     """Return samples.md: ten samples, before and after, chosen at random among each kind."""
-    base, *_, lora = results["arms"] * 2
-    lines = [f"# Ten of {results['n']} samples", ""]
-    lines.append(f"{base} against {lora}; all texts are in {results['files']['texts']}.")
+    lora = results["arms"][-1]
+    chosen = choose_pairs(samples, lora)
+    lines = [f"# {len(chosen)} of {results['n']} samples", ""]
+    lines.append(f"base against {lora}; all texts are in {results['files']['texts']}.")
     lines.append("A win is a text in the target language with the right answer where the base has")
     lines.append("none, a loss the reverse. Each kind is drawn at random and shown about equally")
     lines.append("often, however rare it is.")
-    for i, (kind, row) in enumerate(choose_pairs(samples, base, lora), start=1):
-        lines += ["", f"## {i}. {kind if lora != base else 'sample'}", ""]
+    for i, (kind, row) in enumerate(chosen, start=1):
+        lines += ["", f"## {i}. {kind}", ""]
         lines += [fence(row["prompt"]), "", f"Right answer: `{row['answer']}`"]
-        for arm in dict.fromkeys([base, lora]):
+        for arm in first_and_last(results["arms"]):
             cell = row[arm]
             facts = [cell["lang"], "right" if cell["accuracy"] else "wrong"]
             facts.append(f"{cell['tokens']} tokens")
@@ -840,6 +848,11 @@ def make_pairs_page(samples: list[dict], results: dict) -> str:
                 facts.append("cut off")
             lines += ["", f"**{arm}**: {', '.join(facts)}", "", fence(cell["text"])]
     return "\n".join(lines) + "\n"
+
+
+def first_and_last(arms: list[str]) -> list[str]:
+    """Return the base and the last adapter, or the base alone."""
+    return arms if len(arms) < 3 else [arms[0], arms[-1]]
 
 
 def fence(text: str, width: int = 100) -> str:
