@@ -36,11 +36,7 @@ def main(args):
     check_arguments(args)
     adapter_config = check_adapter(args.adapter, args.model)
     tokenizer = data.load_tokenizer(args.model, args.revision)
-    system_prompt = data.make_system_prompt(
-        arguments.get("system_prompt", "zh"),  # without run.json the tutorial's
-        arguments.get("target_lang", "id"),
-        arguments.get("reasoning_tokens") or ("<think>", "</think>"),
-    )
+    system_prompt = get_system_prompt(arguments)
     conversations = [data.make_messages(problem, system_prompt) for problem in PROBLEMS]
     prompts = encode_prompts(tokenizer, conversations)
     results = read_results(args)  # evaluate.py's, for the model cards
@@ -329,7 +325,7 @@ def make_ollama_template(tokenizer, adds_bos: bool) -> tuple[str, str]:
         text = tokenizer.apply_chat_template(
             list(messages), tokenize=False, add_generation_prompt=prompt_follows
         )
-        return text.removeprefix(tokenizer.bos_token) if adds_bos else text
+        return text.removeprefix(tokenizer.bos_token or "") if adds_bos else text
 
     beginning = [system, user]
     try:
@@ -647,7 +643,9 @@ def check_arguments(args):
     merges = args.format != ["lora"]  # the adapter alone is only copied
     if merges and args.engine == "unsloth" and get_device() == "cpu":
         fail("--engine unsloth needs an NVIDIA GPU; use --engine trl here")
-    read_json(summary_path(args))
+    formats = read_json(summary_path(args)).get("formats", {})
+    if not isinstance(formats, dict):
+        fail(f"{summary_path(args)} cannot be read, move it away: its formats are no JSON object")
 
 
 def check_repository(name: str):
@@ -660,6 +658,15 @@ def check_repository(name: str):
         validate_repo_id(name)
     except HFValidationError as error:
         fail(f"--push-to-hub {name}: {one_line(error)}")
+
+
+def get_system_prompt(arguments: dict) -> str | None:
+    """Return the system prompt that the model was trained with; without run.json the tutorial's."""
+    return data.make_system_prompt(
+        arguments.get("system_prompt", "zh"),
+        arguments.get("target_lang", "id"),
+        arguments.get("reasoning_tokens") or ("<think>", "</think>"),
+    )
 
 
 def encode_prompts(tokenizer, conversations: list) -> list[list[int]]:
@@ -676,10 +683,10 @@ def read_results(args) -> dict:
     """Return evaluate.py's results.json if it is of this adapter, {} otherwise."""
     path = os.path.join(args.output_dir, "eval", "results.json")
     results = read_json(path)
-    if not isinstance(results.get("base"), dict) or not isinstance(results.get("lora"), dict):
-        return {}
-    evaluated = results.get("arguments", {}).get("adapter")
-    evaluated = evaluated or os.path.join(args.output_dir, "grpo_lora")
+    for key in ("base", "lora", "arguments"):
+        if not isinstance(results.get(key), dict):
+            return {}
+    evaluated = results["arguments"].get("adapter") or os.path.join(args.output_dir, "grpo_lora")
     weights = os.path.join(args.adapter, "adapter_model.safetensors")
     of_another = os.path.abspath(evaluated) != os.path.abspath(args.adapter)
     if of_another or os.path.getmtime(path) < os.path.getmtime(weights):
@@ -877,7 +884,7 @@ def make_card(name: str, args, arguments: dict, results: dict, record: dict) -> 
 
 def make_evaluation_lines(name: str, results: dict) -> list[str]:
     """Return the table of evaluate.py's rates, and of what they are: base + adapter, unmerged."""
-    base = "4-bit base" if results.get("arguments", {}).get("load_in_4bit") else "base"
+    base = "4-bit base" if results["arguments"].get("load_in_4bit") else "base"
     lines = [f"## Evaluation of the {base} model without and with the LoRA adapter", ""]
     lines.append(f"n = {results.get('n')}, {results.get('split', 'unknown')} prompts.")
     if name != "lora":
@@ -912,6 +919,9 @@ def push(args, name: str):
         fail(f"could not push {name} to {repo}: {one_line(error)}", status=1)
 
 
+VLLM_RANKS = (8, 16, 32, 64, 128, 256, 512)  # its only values of --max-lora-rank
+
+
 def print_next_commands(args, adapter_config: dict):
     """Print how to run what was made."""
     vllm = "VLLM_USE_FLASHINFER_SAMPLER=0 vllm serve"  # that sampler would need nvcc (vllm#49497)
@@ -922,7 +932,7 @@ def print_next_commands(args, adapter_config: dict):
         if name == "gguf":
             print(f"  ollama create thinker -f {place}/Modelfile && ollama run thinker")
         elif name == "lora":
-            rank = adapter_config["r"]
+            rank = next(size for size in VLLM_RANKS if size >= adapter_config["r"])
             flags = f"--enable-lora --max-lora-rank {rank} --lora-modules thinker={place}"
             print(f"  {vllm} {args.model} {flags}")
         else:

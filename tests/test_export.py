@@ -66,7 +66,7 @@ MISTRAL = (  # the system prompt stands inside the first question
     "{{ bos_token }}{% if messages[0]['role'] == 'system' %}{% set s = messages[0]['content'] %}"
     "{% set rest = messages[1:] %}{% else %}{% set s = '' %}{% set rest = messages %}{% endif %}"
     "{% for m in rest %}{% if m['role'] == 'user' %}{{ '[INST] ' }}{% if loop.first and s %}"
-    "{{ s + '\\n\\n' }}{% endif %}{{ m['content'] + '[/INST]' }}{% else %}{{ ' ' + m['content'] +"
+    "{{ s + '\\n\\n' }}{% endif %}{{ m['content'] + '[/INST]' }}{% else %}{{ m['content'] +"
     " eos_token }}{% endif %}{% endfor %}"
 )
 
@@ -337,6 +337,13 @@ def test_next_commands(outputs, exported):
     ]
 
 
+@pytest.mark.parametrize("rank, flag", [(4, 8), (8, 8), (24, 32), (512, 512)])
+def test_vllm_knows_few_ranks(rank, flag, capsys):
+    args = argparse.Namespace(output_dir="outputs", format=["lora"], model="m")
+    export.print_next_commands(args, {"r": rank})
+    assert f"--max-lora-rank {flag} " in capsys.readouterr().out
+
+
 def test_default_is_merged_16bit(copy):
     done = run_export("--output-dir", copy)
     assert done.returncode == 0, done.stderr
@@ -457,25 +464,25 @@ def fill(template, system, prompt, answer):
 
 
 SHAPES = {
-    "r1": (R1, BOS),
-    "r1_prefilled": (R1_PREFILLED, BOS),
-    "chatml": (CHATML, None),
-    "qwen2.5": (QWEN25, None),
-    "mistral": (MISTRAL, BOS),
+    "r1": (R1, BOS, False),
+    "r1, bos added": (R1, BOS, True),
+    "r1_prefilled": (R1_PREFILLED, BOS, False),
+    "chatml": (CHATML, None, False),
+    "chatml, bos added": (CHATML, None, True),
+    "qwen2.5": (QWEN25, None, False),
+    "mistral": (MISTRAL, BOS, False),
+    "mistral, bos added": (MISTRAL, BOS, True),
 }
 
 
 @pytest.mark.parametrize("shape", SHAPES)
 @pytest.mark.parametrize("turns", [1, 2, 3])
-@pytest.mark.parametrize("adds_bos", [False, True])
-def test_ollama_sees_what_the_model_was_trained_on(shape, turns, adds_bos):
-    template, bos = SHAPES[shape]
-    if adds_bos and not bos:
-        pytest.skip("no such token")
+def test_ollama_sees_what_the_model_was_trained_on(shape, turns):
+    template, bos, adds_bos = SHAPES[shape]
     tokenizer = make_small_tokenizer(template, bos)
     ollama, _ = export.make_ollama_template(tokenizer, adds_bos)
     messages = [{"role": "system", "content": "Think."}]
-    text = bos if adds_bos else ""
+    text = bos if adds_bos and bos else ""
     for turn in range(turns):
         last = turn == turns - 1
         text += fill(ollama, "" if turn else "Think.", f"Q{turn}", None if last else f"A{turn}")
@@ -744,7 +751,7 @@ def test_help_needs_no_package():
     assert "--revision" in done.stdout
 
 
-@pytest.mark.parametrize("content", ["", "{", "[]", "1"])
+@pytest.mark.parametrize("content", ["", "{", "[]"])
 @pytest.mark.parametrize("file", ["eval/results.json", "export/export.json"])
 def test_damaged_json_is_named(copy, file, content):
     (copy / "export").mkdir()
@@ -753,6 +760,21 @@ def test_damaged_json_is_named(copy, file, content):
     assert done.returncode == 2
     assert last_line(done).startswith(f"error: {copy}/{file} cannot be read, move it away: ")
     assert not (copy / "export" / "lora").exists()
+
+
+def test_export_json_of_another_program_is_named(copy):
+    (copy / "export").mkdir()
+    (copy / "export" / "export.json").write_text('{"formats": []}')
+    done = run_export("--output-dir", copy, "--format", "lora")
+    assert done.returncode == 2
+    assert last_line(done).startswith(f"error: {copy}/export/export.json cannot be read")
+
+
+def test_results_of_another_program_are_not_published(copy):
+    for results in ({}, {"base": {}, "lora": {}}, {"base": [], "lora": {}, "arguments": {}}):
+        (copy / "eval" / "results.json").write_text(json.dumps(results))
+        args = argparse.Namespace(output_dir=str(copy), adapter=str(copy / "grpo_lora"))
+        assert export.read_results(args) == {}
 
 
 def test_damaged_run_json_is_named(copy):
@@ -799,8 +821,8 @@ def damage(base, how):
         weights.write_bytes(weights.read_bytes()[:-100])
     elif how == "one layer more":
         edit_json(base / "config.json", num_hidden_layers=3, layer_types=None)
-    elif how == "no config":
-        (base / "config.json").write_text("[]")
+    elif how == "unknown model":
+        edit_json(base / "config.json", model_type="unheard of")
     elif how == "quantised":
         nf4 = {"quant_method": "bitsandbytes", "load_in_4bit": True}
         edit_json(base / "config.json", quantization_config=nf4)
@@ -815,7 +837,7 @@ def damage(base, how):
             "one layer more",
             "{base} lacks 11 weights that its config.json asks for, as model.layers",
         ),
-        ("no config", "cannot read the config of {base}: "),
+        ("unknown model", "cannot read the config of {base}: "),
         ("quantised", "{base} is quantised: name the 16-bit model that it was made from"),
     ],
 )
