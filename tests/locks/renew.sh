@@ -30,6 +30,6 @@ compile tests/requirements.txt "$work/cpu.txt"
 
 cp "$work/gpu.txt" $locks/gpu.txt
 awk -v own=$locks/cpu-torch.txt -v rest=$locks/cpu.txt '
-    /^[a-z0-9]/ { of_torch = /^(torch|triton|cuda-[a-z]+|nvidia-[a-z0-9-]+)==/ && !/^nvidia-ml-py=/ }
-    { print > (of_torch ? own : rest) }' "$work/cpu.txt"
-echo "Renewed. If torch has moved, cpu-torch-small.txt needs the new CPU wheel's hash (pip hash FILE)."
+    /^[a-z0-9]/ { torch = /^(torch|triton|cuda-[a-z]+|nvidia-[a-z0-9-]+)==/ && !/^nvidia-ml-py=/ }
+    { print > (torch ? own : rest) }' "$work/cpu.txt"
+echo "Renewed. Has torch moved? Then cpu-torch-small.txt needs the CPU wheel's hash: pip hash FILE"
