@@ -109,6 +109,17 @@ on_all_gpus() {    # a process for each GPU; the recipe divides the completions 
     fi
 }
 
+say_next() {    # say_next OUTPUT_DIR
+    cat <<EOF
+
+Done. Next, after source ${python%/*}/activate:
+  python evaluate.py --output-dir $1 --prompt "Solve (x + 2)^2 = 0"
+  python export.py --output-dir $1 --format gguf --quantization q4_k_m q8_0
+    ollama create thinker -f $1/export/gguf/Modelfile
+  python train.py --output-dir $1 --resume --max-steps 400
+EOF
+}
+
 fail() {
     echo "error: $*" >&2
     exit 2
@@ -149,7 +160,7 @@ check_before_install() {    # the GPU recipes' needs, before 11 GB of packages
     local cuda include free need=27 hub=${HF_ENDPOINT:-https://huggingface.co}
     cuda=$(nvidia-smi | sed -nE 's/.*CUDA[A-Z ]* Version: *([0-9]+)\..*/\1/p' | head -n 1)
     if [ -n "$cuda" ] && [ "$cuda" -lt 13 ]; then
-        fail "this driver supports CUDA $cuda and 13 is needed: install NVIDIA's driver 580 or later"
+        fail "this driver supports CUDA $cuda, needed is 13: install NVIDIA's driver 580 or later"
     fi
     # Triton compiles vLLM's and Unsloth's kernels as C, against Python's headers
     include=$("$base" -c 'import sysconfig; print(sysconfig.get_path("include"))')
@@ -269,10 +280,12 @@ case $recipe in
             done
             echo "training on $gpus GPUs, with as many completions a step as on one"
         fi
-        "$recipe" "${@:2}" ;;
+        "$recipe" "${@:2}"
+        say_next "$([ "$recipe" = tutorial ] && echo outputs || echo "outputs-$recipe")" ;;
     demo)
         make_environment cpu
-        demo "${@:2}" ;;
+        demo "${@:2}"
+        say_next outputs-demo ;;
     install)
         case ${2:-} in
             gpu | cpu) make_environment "$2" ;;
