@@ -141,12 +141,67 @@ NO_LANGUAGE = re.compile(r"""
   | \$\$.*?\$\$ | \$(?=\S)[^$\n]*(?<=\S)\$(?!\d) | \\\[.*?\\\] | \\\(.*?\\\)
   | \\[a-zA-Z]+(?:\{[^{}]*\})*
 """, re.VERBOSE | re.DOTALL)
-# Languages that langid confuses with the target; they earn half, so never less than English.
-RELATIVES = {"id": {"ms", "jv"}, "ms": {"id", "jv"}, "jv": {"id", "ms"}}
-CONTENDERS = {"en", "zh", "es", "fr", "de", "pt", "it", "ru", "ja", "ko", "vi", "ar"}  # what a model drifts into
-MIN_WORDS = 8       # langid needs about 50 characters
-WINDOW_WORDS = 16   # langid labels a window of words, so that code-switching gives a share and not a verdict
-MAX_WINDOWS = 16    # of a longer thought every second, third, ... window is labelled: <= 3 ms a completion
+# Families of languages that langid cannot tell apart on a line, each with words that only it has
+# in its standard form. Another family is one more entry: {"cs": "že ale ...", "sk": "že no ..."}.
+FAMILIES = [
+    {
+        "id": """
+            bahwa karena karenanya jawaban jawabannya menjawab pertanyaan soal soalnya
+            bisa bisakah coba mencoba artinya berarti arti dibagi membagi membaginya
+            membagikan pembagian bagian sebagian bagiannya dikali dikalikan kalikan
+            mengalikan perkalian kuadrat dikurangi kurangi mengurangi pengurangan
+            penjumlahan hitung menghitung menghitungnya dihitung perhitungan hitungan
+            sisanya tersisa selisih selisihnya lipat total totalnya persen persentase
+            rata nol nomor menit detik senin kamis jumat maret juni juli agustus
+            desember yaitu yakni uang uangnya biaya biayanya belanja menabung tabungan
+            diskon pajak penghasilan pengeluaran gratis sebesar keranjang kaleng apel
+            jeruk kue toko mobil sepeda motor sepatu celana kantor karyawan perusahaan
+            pabrik siswa kakek paman bibi pria istri teman temannya kamar kelereng
+            permen lemari galon pohon tim kecepatan berbeda perbedaan butuh
+            membutuhkan dibutuhkan menemukan temukan ditemukan misalkan nah cuma
+            awalnya mulai dimulai berikutnya saja usia kemarin besok sore rasio
+            peluang matematika logika solusi metode informasi kasus tabel kartu
+            kapasitas lingkaran derajat variabel makanya sepertinya enggak nggak
+            seluruhnya kalimat kota cangkir sendok piring cokelat lainnya hewan sapi
+            balon stasiun film museum rusak memiliki berbagai setelah harus
+        """,
+        "ms": """
+            bahawa kerana jawapan jawapannya menjawabnya soalan soalannya mahu hendak
+            cuba mencuba semak menyemak semakan ertinya bererti erti bermakna dibahagi
+            dibahagikan bahagi bahagikan membahagi membahagikan pembahagian bahagian
+            sebahagian bahagiannya didarab didarabkan darab darabkan mendarab
+            mendarabkan pendaraban ditolak tolakkan menolak menolakkan penolakan
+            campurkan kirakan pengiraan kiraan baki bakinya berbaki ganda peratus
+            peratusan purata puratanya sifar bersamaan nombor minit isnin khamis
+            jumaat ogos disember iaitu ialah wang wangnya kos kosnya membelanjakan
+            dibelanjakan perbelanjaan simpanan diskaun cukai percuma bakul tin epal
+            oren kek kuih kedai kereta basikal motosikal kasut seluar pejabat syarikat
+            kilang pelajar datuk isteri rakan rakannya bilik guli almari gelen pasukan
+            kelajuan berbeza perbezaan perbezaannya beza bezanya menemui manakala
+            semasa sahaja bermula bandar nisbah kebarangkalian matematik logik kaedah
+            maklumat kes jadual kad kapasiti bulatan darjah kesemua kesemuanya
+            berapakah bas lori muzik boleh bolehkah separuh budak yuran tiub tuan
+            pelbagai mengandungi selepas sudu cawan paun selebihnya kanak pakej beg
+            baldi kerusi televisyen haiwan lembu arnab belon stesen filem daripadanya
+            mestilah berjumlah universiti
+        """,
+        "jv": """
+            lan sing iku iki saka kanggo ora wis banjur duwe pira kabeh luwih nganti
+            saben sawise bakal yen wonten saking menawi menika ingkang wektu kanca
+            menyang dheweke awake dhewe papat pitu wolu sanga rolas loro telu siji
+            telung patang nem pitung wolung sangang kaping padha cacahe gunggunge isih
+            maneh uga amarga mula wangsulane saiki taun wong kudu arep tuku adol
+            dhuwit menehi nggawe ing marang utawa nanging yaiku dadi regane
+        """,
+    },
+]
+# Languages that a model drifts into; a text is labelled as one of these or of its family.
+CONTENDERS = {"en", "zh", "es", "fr", "de", "pt", "it", "ru", "ja", "ko", "vi", "ar"}
+MIN_WORDS = 8  # fewer are no thought; langid needs about 50 characters
+WINDOW_WORDS = 16  # langid labels windows, so that code-switching gives a share and not a verdict
+MAX_WINDOWS = 16  # of a longer thought every second, third, ... window is labelled: <= 3 ms
+COPIED_WORDS = 6  # so many words in the problem's order are a copy and not a thought
+REPETITION_WORDS = 64  # so that an honest thought earns the same at 20 and at 2,000 words
 
 
 def split_reasoning(text):
@@ -209,45 +264,100 @@ def is_correct(text, gold):
 
 
 @functools.cache
+def get_family(lang):
+    """Return {language: set of its own words} for `lang` and what langid confuses it with."""
+    for family in FAMILIES:
+        if lang in family:
+            return {member: set(own_words.split()) for member, own_words in family.items()}
+    return {lang: set()}
+
+
+@functools.cache
 def get_identifier(lang):
-    """Return langid restricted to `lang`, its relatives and CONTENDERS (its own copy: get_lang stays the tutorial's)."""
+    """Return langid restricted to `lang`, its family and CONTENDERS.
+
+    It is a copy of its own: get_lang stays the tutorial's.
+    """
     identifier = langid.langid.LanguageIdentifier.from_modelstring(langid.langid.model)
-    identifier.set_languages(sorted({lang} | RELATIVES.get(lang, set()) | CONTENDERS))
+    identifier.set_languages(sorted(CONTENDERS | set(get_family(lang))))
     return identifier
 
 
-def language_share(thought, problem=""):
-    """Return the share of a text, in [0, 1], that is in target_lang: DeepSeek-R1's eq. 7, by windows.
+def find_words(text):
+    """Return a text's words: no mathematics, LaTeX commands, code or digits.
 
-    Mathematics, LaTeX, code, digits and the problem's own sentences are no language and are removed first. Windows in a
-    relative (Malay, Javanese for Indonesian) count too, since langid confuses them on a line; but if all of them together are
-    nearer to a relative, the share is halved. Fewer than MIN_WORDS words give 0. The share is multiplied by the share of
-    word triples that are not repeats, so that saying one thing again cannot win. Words of another language inside code
-    or $...$ are not seen.
+    A word is two letters or more, or one sign of a script that is written without spaces.
     """
-    for sentence in re.split(r"(?<=[.!?])\s+|\n+", problem):
-        if len(sentence) > 20:
-            thought = thought.replace(sentence, " ")
-    thought = NO_LANGUAGE.sub(" ", re.sub(r"\\(?:text|textbf|mathrm)\{([^{}]*)\}", r" \1 ", thought))
-    # A word is two letters or more, or one sign of a script that is written without spaces.
-    words = re.findall(r"[\u0e00-\u0e7f\u3040-\u30ff\u4e00-\u9fff]|[^\W\d_]{2,}", thought)
+    text = re.sub(r"\\(?:text|textbf|mathrm)\{([^{}]*)\}", r" \1 ", text)
+    text = NO_LANGUAGE.sub(" ", text)
+    return re.findall(r"[\u0e00-\u0e7f\u3040-\u30ff\u4e00-\u9fff]|[^\W\d_]{2,}", text)
+
+
+def drop_copied(words, problem_words):
+    """Return the words without those that stand in the problem too, COPIED_WORDS in a row."""
+    copied = set()
+    for start in range(len(problem_words) - COPIED_WORDS + 1):
+        copied.add(tuple(problem_words[start : start + COPIED_WORDS]))
+    keep = [True] * len(words)
+    for start in range(len(words) - COPIED_WORDS + 1):
+        if tuple(words[start : start + COPIED_WORDS]) in copied:
+            keep[start : start + COPIED_WORDS] = [False] * COPIED_WORDS
+    return [word for word, kept in zip(words, keep) if kept]
+
+
+def make_windows(words, size):
+    """Cut words into windows of about `size` and nearly equal length (one, if they are fewer)."""
+    count = max(1, round(len(words) / size))
+    edges = [index * len(words) // count for index in range(count + 1)]
+    return [words[start:end] for start, end in zip(edges, edges[1:])]
+
+
+def fresh_share(words):
+    """Return the share of different ones among the triples of neighbouring words."""
+    triples = list(zip(words, words[1:], words[2:]))
+    return len(set(triples)) / len(triples)
+
+
+def rise(value, low, high):
+    """Return 0 up to `low`, 1 from `high` on, and a straight line between."""
+    return min(1.0, max(0.0, (value - low) / (high - low)))
+
+
+def repetition_factor(words):
+    """Return 1 for an honest text of any length, 0 for one that says a thing again and again.
+
+    Judged in windows, since words return in honest texts too, the more the longer they are: there
+    0.6 and more of the triples are fresh. And judged as a whole, for paragraphs that return.
+    """
+    windows = make_windows(words, REPETITION_WORDS)
+    nearby = sum(rise(fresh_share(window), 0.4, 0.6) for window in windows) / len(windows)
+    return nearby * rise(fresh_share(words), 0.2, 0.4)
+
+
+def language_share(thought, problem=""):
+    """Return the share of a thought, in [0, 1], that is in target_lang: DeepSeek-R1's eq. 7.
+
+    The share is that of windows which langid takes for the target or one of its FAMILIES. It is
+    halved if a relative has more different words of its own in the text than the target has:
+    without any, the target has the benefit of the doubt. Fewer than MIN_WORDS words, not counting what is copied
+    from the problem, give 0. Words of another language inside code or $...$ are not seen.
+    """
+    words = [word.lower() for word in find_words(thought)]
+    words = drop_copied(words, [word.lower() for word in find_words(problem)])
     if len(words) < MIN_WORDS:
         return 0.0
-    identifier, family = get_identifier(target_lang), {target_lang} | RELATIVES.get(target_lang, set())
-    starts = range(0, len(words), WINDOW_WORDS)
-    in_family, seen = 0, []
-    for start in starts[::math.ceil(len(starts) / MAX_WINDOWS)]:  # of a long thought every second, third, ...
-        size = min(WINDOW_WORDS, len(words) - start)
-        # a short rest is labelled together with the words before it
-        window = words[max(0, start + size - WINDOW_WORDS):start + size]
-        in_family += size * (identifier.classify(" ".join(window))[0] in family)
-        seen += words[start:start + size]
-    share = in_family / len(seen)
-    nearest = next(lang for lang, _ in identifier.rank(" ".join(seen)) if lang in family)
-    if nearest != target_lang:
+    family = get_family(target_lang)
+    identifier = get_identifier(target_lang)
+    windows = make_windows(words, WINDOW_WORDS)
+    windows = windows[:: math.ceil(len(windows) / MAX_WINDOWS)]
+    share = 0.0
+    for window in windows:
+        if identifier.classify(" ".join(window))[0] in family:
+            share += 1 / len(windows)
+    counts = {lang: len(own_words.intersection(words)) for lang, own_words in family.items()}
+    if max(counts.values()) > counts[target_lang]:
         share /= 2
-    triples = list(zip(words, words[1:], words[2:]))
-    return share * len(set(triples)) / len(triples)
+    return share * repetition_factor(words)
 
 
 def answer_reward(completions, answer, **kwargs):
