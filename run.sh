@@ -57,12 +57,12 @@ fast() {    # stock TRL was measured faster than Unsloth in 16-bit (tests/gpu/RE
 
 improved() {    # flags and their sources: README, "The improved recipe"
     on_all_gpus train.py --output-dir outputs-improved --resume --engine trl \
-        --eval-fraction 0.05 --system-prompt boxed --rewards improved \
+        --eval-fraction 0.05 --min-held-out 200 --system-prompt boxed --rewards improved \
         --max-seq-length 4096 --mask-truncated-completions --stop-if-stuck 20 \
         --num-generations 8 --per-device-train-batch-size 2 \
         --gradient-accumulation-steps $((32 / gpus)) --gpu-memory-utilization 0.45 \
         --loss-type dapo --beta 0 --learning-rate 2e-5 --min-p 0 \
-        --max-steps 200 --save-steps 50 "$@"
+        --max-steps 200 "$@"
     unless_newer outputs-improved/eval/results.json outputs-improved/$adapter \
         "$python" evaluate.py --output-dir outputs-improved --split held-out \
         --num-samples 200 --max-tokens 3900 "${share[@]}"
