@@ -1,4 +1,4 @@
-"""Shared by the tests: a tiny random model made by make_demo_model.py, and a way to run the scripts as a user does."""
+"""Shared by the tests: a tiny model, a trained adapter, and a way to run the scripts as users do."""
 
 import os
 import subprocess
@@ -44,6 +44,7 @@ def trained(tiny, tmp_path_factory):
 
 
 def train_arguments(tiny, output, **changes):
+    """Return train.py's flags for two quick steps; `changes` replace or add some (True: bare)."""
     flags = {
         "engine": "trl",
         "model": tiny / "model",
@@ -59,8 +60,7 @@ def train_arguments(tiny, output, **changes):
         "use-gradient-checkpointing": "false",
     }
     flags |= {name.replace("_", "-"): value for name, value in changes.items()}
-    return [
-        part
-        for name, value in flags.items()
-        for part in ([f"--{name}"] if value is True else [f"--{name}", value])
-    ]
+    arguments = []
+    for name, value in flags.items():
+        arguments += [f"--{name}"] if value is True else [f"--{name}", value]
+    return arguments
