@@ -1,4 +1,4 @@
-"""Shared by the tests: a tiny model, a trained adapter, and a way to run the scripts as users do."""
+"""Shared by the tests: a tiny model, a trained adapter, and running scripts as users do."""
 
 import os
 import subprocess
