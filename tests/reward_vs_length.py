@@ -1,7 +1,8 @@
 """Draw the language reward against the length of a text, before and after issue 17.
 
 Before: the share of windows in Indonesian times the share of fresh word triples in the whole text.
-After: language_share as it is. Copies and Malay are treated alike in both. Honest text: language_texts.jsonl, thoughts joined and cut to length.
+After: language_share as it is. Copies and Malay are treated alike in both. Honest text is that of
+language_texts.jsonl, thoughts joined and cut to length.
 
     python tests/reward_vs_length.py                # makes tests/reward_vs_length.png
     python tests/reward_vs_length.py --completions texts.jsonl   # and a table of real completions

@@ -209,7 +209,8 @@ def test_the_tutorials_own_checks_run():
     done = run_script("rewards.py")
     assert done.returncode == 0, done.stderr
     assert "['Hence, the solution is 2.']" in done.stdout
-    assert "id Aku berpikir" in done.stdout and "answer_reward [1.0, 0.0]" in done.stdout
+    assert "id Aku berpikir" in done.stdout and "提取的:\n1" in done.stdout
+    assert "answer_reward [1.0, 0.0]" in done.stdout and "format_reward [1.0, 0.0]" in done.stdout
 
 
 # --- settings -------------------------------------------------------------------------------------
@@ -249,6 +250,7 @@ def test_template_that_prefills_the_start_tag():
         (" <think>a</think> b", ("a", " b")),
         ("a</think>b</think>c", ("a</think>b", "c")),
         ("<think>a", ("a", None)),
+        (" <think>a", ("a", None)),
         ("a <think>", ("a <think>", None)),
         ("<think>a</think>b<｜end▁of▁sentence｜>", ("a", "b")),
         ("<think>a</think>b</s>", ("a", "b")),
@@ -278,6 +280,7 @@ def test_split_reasoning(text, parts):
         ("\\boxed{x = 34 = y}", "34", False),
         ("\\boxed{34}, and \\boxed{", "34", True),
         ("\\boxed{\\boxed{34}}", "34", True),
+        ("\\boxed{{3}4}", "34", True),
         ("\\boxed{34} then \\boxed{3", "34", True),
         ("\\boxed", "34", False),
         ("\\boxed{}", "34", False),
@@ -356,6 +359,7 @@ def test_split_reasoning(text, parts):
         ("Final answer: Chester will need 20 dozens of eggs for 60 days.", "20", True),
         ("Final answer: Chester will need 20 dozens of eggs for 60 days.", "60", False),
         ("Jawaban akhirnya: Ani punya -20 apel, bukan 60", "-20", True),
+        ("Final answer: Ani has 3\nFinal answer: Ani has 34, not 35", "34", True),
         ("Final answer: see below\n34", "34", True),
         # a conclusion after the label
         ("Jawabannya adalah 20 buah.\n\nJadi yang merah adalah 11 buah.", "20", False),
@@ -490,6 +494,7 @@ def test_answer_reward_is_paid_after_an_end_tag_only(text, score):
         ("<think>a</think>", 0.0),
         ("<think>a</think> ", 0.0),
         ("<think>a</think><｜end▁of▁sentence｜>", 0.0),
+        ("<think>a</think> <｜end▁of▁sentence｜>", 0.0),
         ("<think>a</think>b<think>c</think>d", 0.0),
         ("<think><think>a</think>b", 0.0),
         ("<think>a</think>b</think>c", 0.0),
@@ -593,6 +598,11 @@ def test_malay_is_a_target_as_well():
 )
 def test_language_share(thought, share):
     assert rewards.language_share(thought, QUESTION) == share
+
+
+def test_language_reward_is_paid_for_finished_thoughts_only():
+    assert call(rewards.language_reward, f"<think>{ID}</think>") == 1.0
+    assert call(rewards.language_reward, f"<think>{ID}") == 0.0
 
 
 def test_language_share_counts_windows():
@@ -767,6 +777,12 @@ def test_honest_text_earns_the_same_at_any_length(count):
 )
 def test_saying_it_again_and_again_earns_nothing(thought):
     assert rewards.language_share(thought, QUESTION) == 0.0
+
+
+def test_repetition_is_judged_in_windows_of_64_words():
+    words = [str(number) for number in range(48)] * 2
+    assert rewards.repetition_factor(words) == 1.0  # 96 are two windows, 95 are one
+    assert rewards.repetition_factor(words[:95]) < 0.7
 
 
 def test_a_loop_within_an_honest_thought_costs_its_share():
