@@ -266,7 +266,7 @@ def is_well_formed(text: str) -> bool:
         text.startswith(reasoning_start)
         and text.count(reasoning_start) == 1
         and text.count(reasoning_end) == 1
-        and thought.strip() != ""
+        and thought != ""
         and answer.strip() != ""
     )
 

@@ -11,10 +11,11 @@ import time
 from pathlib import Path
 
 import pytest
-import rewards
 from conftest import run_script
 from hypothesis import given, settings
 from hypothesis import strategies as st
+
+import rewards
 
 QUESTION = "Ani has 12 apples in her basket and buys 7 more. How many apples does Ani have now?"
 TUTORIAL = list(rewards.REWARDS["tutorial"])
@@ -23,7 +24,7 @@ IMPROVED = list(rewards.REWARDS["improved"])
 
 def call(function, text, gold="34", problem=QUESTION):
     return function(
-        prompts=[[{"role": "user", "content": problem}]],
+        prompts=[[{"role": "system", "content": "Think."}, {"role": "user", "content": problem}]],
         completions=[[{"role": "assistant", "content": text}]],
         answer=[gold],
     )[0]
@@ -129,6 +130,18 @@ def test_check_numbers(text, gold, score):
     assert call(rewards.check_numbers, text, gold) == score
 
 
+def test_check_numbers_prints_the_first_of_a_batch(capsys):
+    rewards.PRINTED_TIMES = 0
+    scores = rewards.check_numbers(
+        prompts=[[{"content": "Q1"}], [{"content": "Q2"}]],
+        completions=[[{"content": "R 1"}], [{"content": "R 2"}]],
+        answer=["1", "3"],
+    )
+    assert scores == [3.5, -1.5]
+    expected = "*" * 20 + "问题:\nQ1 \n答案:\n1 \n响应:\nR 1 \n提取的:\n1\n"
+    assert capsys.readouterr().out == expected
+
+
 def test_check_numbers_prints_every_fifth_call(capsys):
     rewards.PRINTED_TIMES = 0
     printed = []
@@ -138,7 +151,7 @@ def test_check_numbers_prints_every_fifth_call(capsys):
         if out:
             printed.append(number)
             assert QUESTION in out and f"reply {number}" in out and f"提取的:\n{number}" in out
-            assert "答案:\n34" in out and out.startswith("*" * 20)
+            assert "答案:\n34" in out and out.startswith("*" * 20 + "问题")
     assert printed == [0, 5, 10]
 
 
@@ -196,7 +209,8 @@ def test_the_tutorials_own_checks_run():
     done = run_script("rewards.py")
     assert done.returncode == 0, done.stderr
     assert "['Hence, the solution is 2.']" in done.stdout
-    assert "id Aku berpikir" in done.stdout and "answer_reward [1.0, 0.0]" in done.stdout
+    assert "id Aku berpikir" in done.stdout and "提取的:\n1" in done.stdout
+    assert "answer_reward [1.0, 0.0]" in done.stdout and "format_reward [1.0, 0.0]" in done.stdout
 
 
 # --- settings -------------------------------------------------------------------------------------
@@ -236,6 +250,7 @@ def test_template_that_prefills_the_start_tag():
         (" <think>a</think> b", ("a", " b")),
         ("a</think>b</think>c", ("a</think>b", "c")),
         ("<think>a", ("a", None)),
+        (" <think>a", ("a", None)),
         ("a <think>", ("a <think>", None)),
         ("<think>a</think>b<｜end▁of▁sentence｜>", ("a", "b")),
         ("<think>a</think>b</s>", ("a", "b")),
@@ -265,6 +280,7 @@ def test_split_reasoning(text, parts):
         ("\\boxed{x = 34 = y}", "34", False),
         ("\\boxed{34}, and \\boxed{", "34", True),
         ("\\boxed{\\boxed{34}}", "34", True),
+        ("\\boxed{{3}4}", "34", True),
         ("\\boxed{34} then \\boxed{3", "34", True),
         ("\\boxed", "34", False),
         ("\\boxed{}", "34", False),
@@ -343,11 +359,18 @@ def test_split_reasoning(text, parts):
         ("Final answer: Chester will need 20 dozens of eggs for 60 days.", "20", True),
         ("Final answer: Chester will need 20 dozens of eggs for 60 days.", "60", False),
         ("Jawaban akhirnya: Ani punya -20 apel, bukan 60", "-20", True),
+        ("Final answer: Ani has 3\nFinal answer: Ani has 34, not 35", "34", True),
         ("Final answer: see below\n34", "34", True),
         # a conclusion after the label
         ("Jawabannya adalah 20 buah.\n\nJadi yang merah adalah 11 buah.", "20", False),
         ("Jawabannya adalah 20 buah.\n\nJadi yang merah adalah 11 buah.", "11", True),
         ("Answer: 20\n\n**So** there are 11", "11", True),
+        ("Answer: 20\nThus there are 11", "11", True),
+        ("Answer: 20\nHence there are 11", "11", True),
+        ("Answer: 20\nTherefore there are 11", "11", True),
+        ("Answer: 20\nDengan demikian ada 11", "11", True),
+        ("Answer: 20\nSo the answer is 34, not 35", "34", True),
+        ("Answer: 20\nSome more: 11", "20", True),
         ("Answer: 20\nThere are 11 more", "20", True),
         ("Answer: 20\nSo that is it", "20", True),
         # the last number
@@ -418,6 +441,13 @@ def test_the_answer_counts_wherever_it_stands(text, whole, cut):
     assert rewards.is_correct(text, "34", truncated=True) is cut
 
 
+def test_extract_answer():
+    assert rewards.extract_answer("34") == {34.0}
+    assert rewards.extract_answer("34", truncated=True) == set()
+    assert rewards.extract_answer("<think>x</think>34", truncated=True) == {34.0}
+    assert rewards.extract_answer("1.440") == {1440.0, 1.44}
+
+
 @pytest.mark.parametrize(
     "gold, correct",
     [
@@ -464,6 +494,7 @@ def test_answer_reward_is_paid_after_an_end_tag_only(text, score):
         ("<think>a</think>", 0.0),
         ("<think>a</think> ", 0.0),
         ("<think>a</think><｜end▁of▁sentence｜>", 0.0),
+        ("<think>a</think> <｜end▁of▁sentence｜>", 0.0),
         ("<think>a</think>b<think>c</think>d", 0.0),
         ("<think><think>a</think>b", 0.0),
         ("<think>a</think>b</think>c", 0.0),
@@ -569,11 +600,31 @@ def test_language_share(thought, share):
     assert rewards.language_share(thought, QUESTION) == share
 
 
+def test_language_reward_is_paid_for_finished_thoughts_only():
+    assert call(rewards.language_reward, f"<think>{ID}</think>") == 1.0
+    assert call(rewards.language_reward, f"<think>{ID}") == 0.0
+
+
 def test_language_share_counts_windows():
     english = " ".join(EN.split()[:16])
     indonesian = " ".join(OTHER.split()[:16])
     assert rewards.language_share(f"{english} {indonesian}") == 0.5
     assert rewards.language_share(f"{english} {indonesian} {' '.join(ID.split()[:16])}") == 2 / 3
+
+
+def test_windows_are_of_16_words():
+    half = " ".join(EN.split()[:20] + OTHER.split()[:20])
+    assert rewards.language_share(half) == 0.5
+    half = " ".join(EN.split()[:12] + OTHER.split()[:12])
+    assert rewards.language_share(half) == 0.5
+
+
+def test_at_most_16_windows_are_read(monkeypatch):
+    monkeypatch.setattr(rewards, "repetition_factor", lambda words: 1.0)
+    indonesian = OTHER.split()[:16]
+    english = EN.split()[:16]
+    assert rewards.language_share(" ".join((indonesian + english) * 8)) == 0.5
+    assert rewards.language_share(" ".join((indonesian + english) * 8 + indonesian)) == 1.0
 
 
 def test_of_a_long_thought_every_second_window_is_read():
@@ -697,6 +748,7 @@ def test_a_copied_indonesian_problem_is_no_thought():
     assert rewards.language_share(problem, problem) == 0.0
     assert rewards.language_share(problem.upper().replace(" ", "\n"), problem) == 0.0
     assert rewards.language_share(f"{problem} {ID}", problem) == 1.0
+    assert call(rewards.language_reward, f"<think>{problem}</think>34", problem=problem) == 0.0
 
 
 # --- repetition -----------------------------------------------------------------------------------
@@ -727,6 +779,12 @@ def test_saying_it_again_and_again_earns_nothing(thought):
     assert rewards.language_share(thought, QUESTION) == 0.0
 
 
+def test_repetition_is_judged_in_windows_of_64_words():
+    words = [str(number) for number in range(48)] * 2
+    assert rewards.repetition_factor(words) == 1.0  # 96 are two windows, 95 are one
+    assert rewards.repetition_factor(words[:95]) < 0.7
+
+
 def test_a_loop_within_an_honest_thought_costs_its_share():
     loop = " ".join(["lagi"] * 300)
     assert rewards.language_share(f"{ID} {OTHER} {loop}") < 0.4
@@ -741,6 +799,7 @@ def test_a_loop_within_an_honest_thought_costs_its_share():
         ("a a a a", 1 / 2),
         ("a b a b a b", 2 / 4),
         ("a b c d a b c d", 4 / 6),
+        ("a x b a y b", 1.0),
     ],
 )
 def test_fresh_share(words, share):
