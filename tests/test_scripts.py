@@ -479,6 +479,18 @@ def test_environments_are_made_once_from_the_locks(copy):
     ]
 
 
+def test_the_gpu_environment_can_be_made_without_a_gpu(copy):
+    """On a login node, for instance."""
+    programs = MACHINE | {"nvidia-smi": "exit 9"}
+    done = run_sh(copy, "install", "gpu", programs=programs, **HERE)
+    assert done.returncode == 0 and (copy / ".venv/installed.txt").exists()
+
+
+def test_the_next_commands_are_named(copy):
+    text = run_sh(copy, "demo", programs=MACHINE, **HERE).stdout
+    assert "\n  source .venv-cpu/bin/activate\n  python evaluate.py --output-dir outputs-" in text
+
+
 def test_an_interrupted_installation_is_made_again(copy):
     broken = MACHINE | {"base": PYTHON.replace('"pip install"*)', '"pip install"*) exit 1;')}
     done = run_sh(copy, "install", "gpu", programs=broken | gpus(copy, 81559), **HERE)
