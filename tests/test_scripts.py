@@ -312,6 +312,12 @@ def test_further_flags_go_to_train(copy, recipe):
         assert (" --resume " in line) == line.startswith("train.py")
 
 
+def test_improved_is_evaluated_without_a_system_prompt_too(copy):
+    with_prompt, without = calls(copy, "improved")[1:3]
+    added = " --system-prompt none --name eval-no-system-prompt"
+    assert added not in with_prompt and without == with_prompt.replace(" on=", f"{added} on=")
+
+
 @pytest.mark.parametrize("recipe", RECIPES)
 def test_the_same_command_again_skips_what_is_done(copy, recipe):
     out = copy / ("outputs" if recipe == "tutorial" else f"outputs-{recipe}")
@@ -332,13 +338,14 @@ def test_the_same_command_again_skips_what_is_done(copy, recipe):
     assert len([line for line in calls(copy, recipe) if "make_demo" not in line]) == len(results)
 
 
+@pytest.mark.parametrize("recipe", ["tutorial", "fast", "improved"])
 @pytest.mark.parametrize("given", ["--gpu-memory-utilization 0.6", "--gpu-memory-utilization=0.6"])
-def test_evaluation_gets_the_share_of_memory_that_training_got(copy, given):
-    small = gpus(copy, 24564)
-    train, evaluate, export = calls(copy, "tutorial", *given.split(), programs=small)
-    assert given in train and given in evaluate
-    assert "--gpu-memory" not in export
-    assert "--gpu-memory" not in calls(copy, "fast")[1]
+def test_evaluation_gets_the_share_of_memory_that_training_got(copy, recipe, given):
+    made = calls(copy, recipe, *given.split(), programs=gpus(copy, 24564))
+    assert len(made) >= 3
+    for line in made:
+        assert (given in line) == line.startswith(("train.py", "evaluate.py"))
+    assert "--gpu-memory" not in calls(copy, recipe)[1]
 
 
 @pytest.mark.parametrize(
@@ -379,7 +386,7 @@ def test_fast_and_improved_take_all_gpus_and_keep_the_completions_of_a_step(copy
         assert all(re.match(r"e\w+\.py", line) for line in others)
 
 
-@pytest.mark.parametrize("visible, first", [(None, "0"), ("2,3", "2")])
+@pytest.mark.parametrize("visible, first", [(None, "0"), ("2,3,4", "2")])
 def test_tutorial_takes_one_gpu(copy, visible, first):
     environment = {"CUDA_VISIBLE_DEVICES": visible} if visible else {}
     for line in calls(copy, "tutorial", programs=gpus(copy, 81559, 81559), **environment):
@@ -453,29 +460,31 @@ def installed(folder, *arguments, **environment):
     (folder / "pip.log").touch()
     done = run_sh(folder, *arguments, programs=MACHINE | gpus(folder, 81559), **environment)
     assert done.returncode == 0, done.stderr
-    return [line.split("--requirement ")[1] for line in (folder / "pip.log").open()]
+    lines = (folder / "pip.log").read_text().splitlines()
+    assert all(("--require-hashes --no-deps" in line) == ("/locks/" in line) for line in lines)
+    return [line.split("--requirement ")[1] for line in lines]
 
 
 def test_environments_are_made_once_from_the_locks(copy):
     locks = "tests/locks"
-    gpu = [f"{locks}/gpu.txt\n", "requirements.txt\n"]
+    gpu = [f"{locks}/gpu.txt", "requirements.txt"]
     assert installed(copy, "install", "gpu", **HERE) == gpu
     assert installed(copy, "fast", **HERE) == []
     with (copy / "requirements.txt").open("a") as file:
         file.write("einops\n")
     assert installed(copy, "fast", **HERE) == gpu
     assert installed(copy, "demo", **HERE) == [
-        f"{locks}/cpu-torch-small.txt\n",
-        f"{locks}/cpu.txt\n",
-        "tests/requirements.txt\n",
+        f"{locks}/cpu-torch-small.txt",
+        f"{locks}/cpu.txt",
+        "tests/requirements.txt",
     ]
     assert installed(copy, "install", "cpu", **HERE) == []
     shutil.rmtree(copy / ".venv-cpu")
     assert installed(copy, "install", "cpu", **(HERE | {"ONLY_LARGE_TORCH": "1"})) == [
-        f"{locks}/cpu-torch-small.txt\n",
-        f"{locks}/cpu-torch.txt\n",
-        f"{locks}/cpu.txt\n",
-        "tests/requirements.txt\n",
+        f"{locks}/cpu-torch-small.txt",
+        f"{locks}/cpu-torch.txt",
+        f"{locks}/cpu.txt",
+        "tests/requirements.txt",
     ]
 
 
