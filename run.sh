@@ -110,12 +110,14 @@ on_all_gpus() {    # a process for each GPU; the recipe divides the completions 
 }
 
 say_next() {    # say_next OUTPUT_DIR
+    printf '\nDone. Next:\n'
+    if [ "$python" != python3 ]; then
+        echo "  source ${python%/*}/activate"
+    fi
     cat <<EOF
-
-Done. Next, after source ${python%/*}/activate:
   python evaluate.py --output-dir $1 --prompt "Solve (x + 2)^2 = 0"
   python export.py --output-dir $1 --format gguf --quantization q4_k_m q8_0
-    ollama create thinker -f $1/export/gguf/Modelfile
+    # then: ollama create thinker -f $1/export/gguf/Modelfile
   python train.py --output-dir $1 --resume --max-steps 400
 EOF
 }
@@ -158,7 +160,8 @@ check_memory() {    # whoever names a share of the memory or a model knows what 
 
 check_before_install() {    # the GPU recipes' needs, before 11 GB of packages
     local cuda include free need=27 hub=${HF_ENDPOINT:-https://huggingface.co}
-    cuda=$(nvidia-smi | sed -nE 's/.*CUDA[A-Z ]* Version: *([0-9]+)\..*/\1/p' | head -n 1)
+    cuda=$({ nvidia-smi 2> /dev/null || true; } |
+        sed -nE 's/.*CUDA[A-Z ]* Version: *([0-9]+)\..*/\1/p' | head -n 1)
     if [ -n "$cuda" ] && [ "$cuda" -lt 13 ]; then
         fail "this driver supports CUDA $cuda, needed is 13: install NVIDIA's driver 580 or later"
     fi
