@@ -25,15 +25,6 @@ import data
 from data import fail, make_messages, number, one_line, render_prompt, whole_file
 from train import check_adapter, read_run, start_swanlab
 
-# The first is the headline; accuracy is the final answer, wherever it stands.
-RATES = (
-    "indonesian_and_correct",
-    "indonesian_rate",
-    "accuracy",
-    "closed_thought_rate",
-    "truncation_rate",
-)
-
 
 def main(args):
     if args.rescore:
@@ -41,16 +32,15 @@ def main(args):
         return
     started = time.time()
     folder = os.path.join(args.output_dir, args.name)
-    check_folder(folder)
+    if not args.prompt:
+        check_folder(folder)
     run = read_run(args.output_dir)
     tokenizer = data.load_tokenizer(args.model, args.revision)
     check_vocabulary(args, tokenizer)
-    args.reasoning_tokens = args.reasoning_tokens or data.get_reasoning_tokens(tokenizer)
-    system_prompt = data.make_system_prompt(
-        args.system_prompt, args.target_lang, args.reasoning_tokens
-    )
-    # "验证LoRA确实被训练了！" is check_adapter of train.py
-    adapters = find_adapters(args, run)
+    tags = args.reasoning_tokens or data.get_reasoning_tokens(tokenizer)
+    args.reasoning_tokens = list(tags)
+    system_prompt = data.make_system_prompt(args.system_prompt, args.target_lang, tags)
+    adapters = find_adapters(args, run)  # "验证LoRA确实被训练了！": check_adapter in train.py
     arms = ["base", *adapters]
     lora = arms[-1]  # of several checkpoints the last; without an adapter the model itself
     if args.prompt:
@@ -100,9 +90,11 @@ def main(args):
         single.update(completion)
     print_answers(singles)
 
-    # get_lang and the rest of the grading are in rewards.py
-    prefilled = requests[0]["prompt"].rstrip().endswith(args.reasoning_tokens[0])
-    configure_rewards(args.reasoning_tokens, args.target_lang, prefilled)
+    # get_lang and what else grades is in rewards.py
+    import rewards
+
+    prefilled = requests[0]["prompt"].rstrip().endswith(tags[0])
+    rewards.configure(tags, args.target_lang, think_is_prefilled=prefilled)
     results = summarize(samples)
     if len(adapters) > 1:
         results["steps"] = {name: get_step(adapters[name], run) for name in adapters}
@@ -117,8 +109,7 @@ def main(args):
         "commit": run.get("commit"),
         "seconds": seconds,
     }
-    samples_file = os.path.join(folder, "samples.jsonl")
-    report(samples, results, samples_file)
+    report(samples, results, os.path.join(folder, "samples.jsonl"))
     print(f"seconds: {seconds}\nwritten: {folder}/{', '.join(results['files'].values())}")
     if args.report_to == "swanlab":
         log_to_swanlab(args, samples, results, folder)
@@ -479,12 +470,14 @@ def p_text(p: float) -> str:
 # --------------------------------------------------------------------------------------------------
 # Grading
 
-
-def configure_rewards(reasoning_tokens, target_lang: str, think_is_prefilled: bool):
-    """Tell rewards.py tags and language of the texts that it is to grade."""
-    import rewards
-
-    rewards.configure(reasoning_tokens, target_lang, think_is_prefilled=think_is_prefilled)
+# The first is the headline; accuracy is the final answer, wherever it stands.
+RATES = (
+    "indonesian_and_correct",
+    "indonesian_rate",
+    "accuracy",
+    "closed_thought_rate",
+    "truncation_rate",
+)
 
 
 def grade(text: str, truncated: bool, gold: str, problem: str) -> dict:
@@ -577,6 +570,8 @@ def summarize_arm(cells: list[dict]) -> dict:
 
 def rescore(path: str):
     """Grade a samples.jsonl again, with the settings of the results.json beside it."""
+    import rewards
+
     samples = read_samples(path)
     results_file = os.path.join(os.path.dirname(path), "results.json")
     try:
@@ -589,7 +584,8 @@ def rescore(path: str):
         fail(f"--rescore: {results_file} is not evaluate.py's: it has no reasoning_tokens")
     if old.get("target_lang") not in data.LANGUAGES:
         fail(f"--rescore: {results_file} is not evaluate.py's: it has no target_lang")
-    configure_rewards(tokens, old["target_lang"], old.get("think_is_prefilled", False))
+    prefilled = old.get("think_is_prefilled", False)
+    rewards.configure(tokens, old["target_lang"], think_is_prefilled=prefilled)
     report(samples, old | summarize(samples), path)
 
 
