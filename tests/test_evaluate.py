@@ -793,6 +793,51 @@ def test_the_four_single_prompts(evaluated):
     assert places == sorted(places) and places[-1] < out.index("在12个样本上比较")
 
 
+@pytest.fixture
+def recorded(world, tmp_path, monkeypatch):
+    """A way to run main() with an engine that only counts: it returns requests and results."""
+    shutil.copytree(world / "outputs", tmp_path / "outputs")
+
+    def run(*flags):
+        requests = []
+
+        def generator(args, tokenizer, adapters, given):
+            requests.extend(given)
+            texts = [f"{INDONESIAN}</think>{i}" for i in range(len(given))]
+            return [{"text": text, "tokens": 3, "truncated": False} for text in texts], 0.0
+
+        monkeypatch.setattr(evaluate, "choose_generator", lambda args: generator)
+        evaluate.main(parse(monkeypatch, "--output-dir", tmp_path / "outputs", *flags))
+        return requests, *read_results(tmp_path / "outputs" / "eval")
+
+    return run
+
+
+def test_who_is_asked_what(recorded):
+    requests, results, samples = recorded("--split", "held-out", "--num-samples", 3, "--seed", 9)
+    arms = [request["arm"] for request in requests]
+    assert arms == ["base"] * 3 + ["lora"] * 3 + ["base", "lora", "lora", "base"]
+    seeds = [request["seed"] for request in requests]
+    assert seeds == [9, 10, 11] * 2 + [9] * 4
+    for i in range(3):
+        assert requests[i]["prompt"] == requests[3 + i]["prompt"]
+        assert requests[i]["prompt"].startswith("<bos>[system]你接到一个问题。")
+        assert f"[user]{samples[i]['prompt']}[assistant]" in requests[i]["prompt"]
+        assert samples[i]["base"]["text"].endswith(f"</think>{i}")
+        assert samples[i]["lora"]["text"].endswith(f"</think>{3 + i}")
+    ends = [single["text"].split(">")[-1] for single in results["single_prompts"]]
+    assert ends == ["6", "7", "8", "9"]
+    assert results["think_is_prefilled"] is False and results["base"]["closed_thought_rate"] == 0
+
+
+def test_a_template_that_prefills_the_start_tag(recorded, monkeypatch):
+    render = evaluate.render_prompt
+    prefill = lambda tokenizer, messages: render(tokenizer, messages) + "<think>\n"  # noqa: E731
+    monkeypatch.setattr(evaluate, "render_prompt", prefill)
+    _, results, _ = recorded("--num-samples", 2)
+    assert results["think_is_prefilled"] is True and results["base"]["closed_thought_rate"] == 1
+
+
 def test_without_system_prompt_beside_the_first_evaluation(world, evaluated):
     before = read_files(evaluated[0])
     flags = ["--split", "held-out", "--num-samples", 12]
