@@ -432,7 +432,7 @@ def verdict(comparison: dict, n: int, base_rate: float, lora_rate: float, up="im
     p = comparison["mcnemar_p"]
     if p < 0.05:
         low, high = comparison["difference_ci95"]
-        interval = f"95 % CI {100 * low:.0f} to {100 * high:.0f}"
+        interval = f"95 % CI {round(100 * low)} to {round(100 * high)}"
         moved = up if points > 0 else "fell"
         return f"{moved} by {abs(points):.0f} points ({interval}, n = {n}, {p_text(p)})"
     sentence = f"no difference shown at n = {n} ({p_text(p)})"
@@ -927,7 +927,7 @@ def find_adapters(args, run: dict) -> dict[str, str]:
     if folders == ["none"]:
         return {}
     for folder in folders:
-        check_adapter(folder, args.model)
+        check_adapter(folder, args.model, args.revision)
     if len(folders) == 1:
         return {"lora": folders[0]}
     adapters = {}
@@ -1001,38 +1001,31 @@ def folder_name(value: str) -> str:
 
 
 def apply_run_defaults(parser):
-    """Let what train.py used (OUTPUT_DIR/run.json) be the default for model and data."""
+    """Make what train.py used (OUTPUT_DIR/run.json) the default of the flags for model and data."""
     first = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
     first.error = fail
-    for flag in ("--output-dir", "--model", "--rescore"):
+    for flag in ("--output-dir", "--model", "--dataset", "--rescore"):
         first.add_argument(flag)
     given, _ = first.parse_known_args()
     output_dir = given.output_dir or parser.get_default("output_dir")
     run = {} if given.rescore else read_run(output_dir)
     if not run:
         return
-    used = run.get("arguments")
-    for name in (
-        "model",
-        "dataset",
-        "dataset_config",
-        "dataset_split",
-        "system_prompt",
-        "target_lang",
-        "reasoning_tokens",
-        "max_prompt_quantile",
-        "eval_fraction",
-        "seed",
-    ):
-        if not isinstance(used, dict) or name not in used:
-            fail(f"{output_dir}/run.json is not train.py's, or of an older one: it has no {name}")
-        parser.set_defaults(**{name: used[name]})
-    for name in ("revision", "dataset_revision"):
-        parser.set_defaults(**{name: used.get(name)})
-    # stock TRL has no 4-bit base; another model (merged_16bit, for instance) is taken as it is
-    own_model = given.model in (None, used["model"])
-    in_4bit = own_model and used.get("engine") == "unsloth" and used.get("load_in_4bit")
-    parser.set_defaults(load_in_4bit=bool(in_4bit))
+    used = run["arguments"]
+    names = "model dataset dataset_config dataset_split system_prompt target_lang"
+    names += " reasoning_tokens max_prompt_quantile eval_fraction seed engine load_in_4bit"
+    for name in names.split():
+        if name not in used:
+            fail(f"{output_dir}/run.json is of another version of train.py: it has no {name}")
+        if name not in ("engine", "load_in_4bit"):
+            parser.set_defaults(**{name: used[name]})
+    # a revision is one of this model or data set; another model is loaded as it is
+    parser.set_defaults(load_in_4bit=False)
+    if given.model in (None, used["model"]):
+        in_4bit = used["engine"] == "unsloth" and used["load_in_4bit"]  # stock TRL: never
+        parser.set_defaults(load_in_4bit=in_4bit, revision=used.get("revision"))
+    if given.dataset in (None, used["dataset"]):
+        parser.set_defaults(dataset_revision=used.get("dataset_revision"))
 
 
 def parse_arguments():

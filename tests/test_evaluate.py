@@ -237,6 +237,7 @@ def make_verdicts(both, only_first, only_second, neither):
             "improved",
             "no difference shown at n = 20 (p = 0.34); about 97 per arm are needed for 20 points",
         ),
+        ((0, 0, 6, 244), "rose", "fell by 2 points (95 % CI -5 to 0, n = 250, p = 0.031)"),
         ((5, 5, 5, 5), "improved", "no difference shown at n = 20 (p = 1.00)"),
     ],
 )
@@ -624,17 +625,26 @@ def make_arguments(world, **changes):
     return argparse.Namespace(**(values | changes))
 
 
-def test_generation_stops_at_both_end_tokens(world, tmp_path):
+def test_generation_stops_at_both_end_tokens(world, tmp_path, monkeypatch):
     """A token that the greedy text has becomes the model's second end token."""
+    import torch
+    from transformers import AutoModelForCausalLM, Qwen3ForCausalLM
+
     import data
 
+    widths = []
+    generate = Qwen3ForCausalLM.generate
+
+    def measured(self, *arguments, **options):
+        rows = generate(self, *arguments, **options)
+        widths.append(rows.shape[1])
+        return rows
+
+    monkeypatch.setattr(Qwen3ForCausalLM, "generate", measured)
     tokenizer = data.load_tokenizer(str(world / "model"))
     request = evaluate.make_request("base", "What is 1 + 2?", 7)
     args = make_arguments(world)
     (free,), _ = evaluate.generate_transformers(args, tokenizer, {}, [request])
-    import torch
-    from transformers import AutoModelForCausalLM
-
     model = AutoModelForCausalLM.from_pretrained(world / "model", dtype=torch.float32)
     prompt = torch.tensor([tokenizer(request["prompt"])["input_ids"]])
     ids = model.generate(prompt, do_sample=False, max_new_tokens=MAX_TOKENS)[0].tolist()
@@ -648,6 +658,44 @@ def test_generation_stops_at_both_end_tokens(world, tmp_path):
     (cut,), _ = evaluate.generate_transformers(args, tokenizer, {}, [request])
     assert cut["tokens"] == ids.index(second) + 1 and cut["truncated"] is False
     assert free["text"].startswith(cut["text"]) and free["tokens"] > cut["tokens"]
+    assert widths[-1] == prompt.shape[1] + cut["tokens"]  # it stopped, and was not cut afterwards
+
+
+def test_each_arm_has_its_adapter(world):
+    import data
+
+    tokenizer = data.load_tokenizer(str(world / "model"))
+    args = make_arguments(world)
+    adapters = {name: str(world / "outputs" / name) for name in ("checkpoint-1", "grpo_lora")}
+    texts = {}
+    for arm, given in (
+        ("base", {}),
+        ("checkpoint-1", {"checkpoint-1": adapters["checkpoint-1"]}),
+        ("grpo_lora", {"grpo_lora": adapters["grpo_lora"]}),
+    ):
+        requests = [evaluate.make_request(arm, f"What is {i} + 2?", i) for i in range(4)]
+        completions, _ = evaluate.generate_transformers(args, tokenizer, given, requests)
+        texts[arm] = [completion["text"] for completion in completions]
+    assert texts["base"] != texts["checkpoint-1"] != texts["grpo_lora"] != texts["base"]
+    arms = ["grpo_lora", "base", "checkpoint-1", "base", "grpo_lora"]
+    requests = []
+    for arm in arms:
+        requests += [evaluate.make_request(arm, f"What is {i} + 2?", i) for i in range(4)]
+    completions, _ = evaluate.generate_transformers(args, tokenizer, adapters, requests)
+    together = [completion["text"] for completion in completions]
+    assert together == [text for arm in arms for text in texts[arm]]
+
+
+def test_batches_have_their_own_seeds(world):
+    import data
+
+    tokenizer = data.load_tokenizer(str(world / "model"))
+    requests = [evaluate.make_request("base", "What is 1 + 2?", i) for i in range(128)]
+    args = make_arguments(world, temperature=1.0)
+    first, _ = evaluate.generate_transformers(args, tokenizer, {}, requests)
+    again, _ = evaluate.generate_transformers(args, tokenizer, {}, requests)
+    assert first == again
+    assert first[:64] != first[64:]
 
 
 def test_limit_and_truncation_agree(world):
@@ -828,6 +876,32 @@ def test_who_is_asked_what(recorded):
     ends = [single["text"].split(">")[-1] for single in results["single_prompts"]]
     assert ends == ["6", "7", "8", "9"]
     assert results["think_is_prefilled"] is False and results["base"]["closed_thought_rate"] == 0
+
+
+def test_another_data_set_is_held_out_as_a_whole(recorded, world):
+    flags = ["--dataset", world / "others.jsonl", "--num-samples", 12]
+    _, results, samples = recorded(*flags)
+    others = [json.loads(line) for line in (world / "others.jsonl").read_text().splitlines()]
+    assert sorted(row["prompt"] for row in samples) == sorted(row["prompt"] for row in others)
+    assert results["split"] == "held-out"
+
+
+def test_another_seed_samples_from_the_same_split(recorded, world):
+    held_out = set(json.loads((world / "outputs" / "run.json").read_text())["held_out"])
+    flags = ["--num-samples", 10, "--seed", 5]
+    _, results, samples = recorded(*flags, "--split", "held-out")
+    first = [row["prompt"] for row in samples]
+    assert set(first) <= held_out
+    _, results, samples = recorded(*flags)
+    assert results["split"] == "train" and not {row["prompt"] for row in samples} & held_out
+    _, _, samples = recorded("--num-samples", 10, "--split", "held-out")
+    assert first != [row["prompt"] for row in samples]
+
+
+def test_prompts_that_were_not_held_out_are_refused(recorded, capsys):
+    with pytest.raises(SystemExit):
+        recorded("--split", "held-out", "--num-samples", 2, "--eval-fraction", 0.3)
+    assert "does not show that train.py left these prompts out" in capsys.readouterr().err
 
 
 def test_a_template_that_prefills_the_start_tag(recorded, monkeypatch):
@@ -1081,6 +1155,25 @@ def test_the_base_is_loaded_as_it_was_trained(
     run["arguments"] |= change
     (tmp_path / "run.json").write_text(json.dumps(run))
     assert parse(monkeypatch, "--output-dir", tmp_path, *flags).load_in_4bit is load_in_4bit
+
+
+@pytest.mark.parametrize(
+    "flags, revision, dataset_revision",
+    [
+        ([], "r1", "d1"),
+        (["--model", "somebody/else"], None, "d1"),
+        (["--dataset", "some/other"], "r1", None),
+        (["--revision", "r2", "--dataset-revision", "d2"], "r2", "d2"),
+    ],
+)
+def test_a_revision_belongs_to_its_repository(
+    monkeypatch, world, tmp_path, flags, revision, dataset_revision
+):
+    run = json.loads((world / "outputs" / "run.json").read_text())
+    run["arguments"] |= {"revision": "r1", "dataset_revision": "d1"}
+    (tmp_path / "run.json").write_text(json.dumps(run))
+    args = parse(monkeypatch, "--output-dir", tmp_path, *flags)
+    assert args.revision == revision and args.dataset_revision == dataset_revision
 
 
 @pytest.mark.parametrize(
