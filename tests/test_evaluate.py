@@ -101,7 +101,7 @@ def world(tmp_path_factory):
     outputs = folder / "outputs"
     base = folder / "model"
     model = make_model(base)
-    model = make_adapter(model, outputs / "checkpoint-1", base, 0.05)
+    model = make_adapter(model, outputs / "checkpoint-2", base, 0.05)
     model = make_adapter(model, outputs / "checkpoint-10", base, 0.2)
     make_adapter(model, outputs / "grpo_lora", base, 0.5)
     make_problems(folder / "problems.jsonl", 10, 40)
@@ -666,24 +666,47 @@ def test_each_arm_has_its_adapter(world):
 
     tokenizer = data.load_tokenizer(str(world / "model"))
     args = make_arguments(world)
-    adapters = {name: str(world / "outputs" / name) for name in ("checkpoint-1", "grpo_lora")}
+    adapters = {name: str(world / "outputs" / name) for name in ("checkpoint-2", "grpo_lora")}
     texts = {}
     for arm, given in (
         ("base", {}),
-        ("checkpoint-1", {"checkpoint-1": adapters["checkpoint-1"]}),
+        ("checkpoint-2", {"checkpoint-2": adapters["checkpoint-2"]}),
         ("grpo_lora", {"grpo_lora": adapters["grpo_lora"]}),
     ):
         requests = [evaluate.make_request(arm, f"What is {i} + 2?", i) for i in range(4)]
         completions, _ = evaluate.generate_transformers(args, tokenizer, given, requests)
         texts[arm] = [completion["text"] for completion in completions]
-    assert texts["base"] != texts["checkpoint-1"] != texts["grpo_lora"] != texts["base"]
-    arms = ["grpo_lora", "base", "checkpoint-1", "base", "grpo_lora"]
+    assert texts["base"] != texts["checkpoint-2"] != texts["grpo_lora"] != texts["base"]
+    arms = ["grpo_lora", "base", "checkpoint-2", "base", "grpo_lora"]
     requests = []
     for arm in arms:
         requests += [evaluate.make_request(arm, f"What is {i} + 2?", i) for i in range(4)]
     completions, _ = evaluate.generate_transformers(args, tokenizer, adapters, requests)
     together = [completion["text"] for completion in completions]
     assert together == [text for arm in arms for text in texts[arm]]
+
+
+def test_a_short_prompt_beside_a_long_one_is_answered_as_alone(world):
+    import data
+
+    tokenizer = data.load_tokenizer(str(world / "model"))
+    args = make_arguments(world)
+    requests = [evaluate.make_request("base", "a" * length, 1) for length in (3, 9, 30)]
+    together, _ = evaluate.generate_transformers(args, tokenizer, {}, requests)
+    for request, completion in zip(requests, together):
+        alone, _ = evaluate.generate_transformers(args, tokenizer, {}, [request])
+        assert alone == [completion]
+
+
+@pytest.mark.parametrize("top_k, n", [(1, 1), (-1, 8), (0, 8)])
+def test_top_k(world, top_k, n):
+    import data
+
+    tokenizer = data.load_tokenizer(str(world / "model"))
+    args = make_arguments(world, temperature=1.0, top_k=top_k)
+    requests = [evaluate.make_request("base", "What is 1 + 2?", 1) for _ in range(8)]
+    completions, _ = evaluate.generate_transformers(args, tokenizer, {}, requests)
+    assert len({completion["text"] for completion in completions}) == n
 
 
 def test_batches_have_their_own_seeds(world):
@@ -752,16 +775,16 @@ def test_vllm_gets_each_request_with_its_adapter_and_seed(world, monkeypatch):
     monkeypatch.setitem(sys.modules, "vllm.lora.request", lora)
     tokenizer = data.load_tokenizer(str(world / "model"))
     outputs = world / "outputs"
-    adapters = {"checkpoint-1": str(outputs / "checkpoint-1"), "last": str(outputs / "grpo_lora")}
+    adapters = {"checkpoint-2": str(outputs / "checkpoint-2"), "last": str(outputs / "grpo_lora")}
     long_text = "b" * (MAX_TOKENS + 1)
     requests = [
         evaluate.make_request("base", "a", 3),
         evaluate.make_request("last", long_text, 4),
-        evaluate.make_request("checkpoint-1", "c", 5),
+        evaluate.make_request("checkpoint-2", "c", 5),
     ]
     args = make_arguments(world, max_tokens=MAX_TOKENS, load_in_4bit=True, enforce_eager=True)
     completions, _ = evaluate.generate_vllm(args, tokenizer, adapters, requests)
-    assert [request and request[0] for request in calls["lora"]] == [None, "last", "checkpoint-1"]
+    assert [request and request[0] for request in calls["lora"]] == [None, "last", "checkpoint-2"]
     assert calls["lora"][1][2] == str(outputs / "grpo_lora")
     assert calls["lora"][1][1] != calls["lora"][2][1] and calls["lora"][2][1] >= 1
     assert [sampling.seed for sampling in calls["sampling"]] == [3, 4, 5]
@@ -926,14 +949,14 @@ def test_without_system_prompt_beside_the_first_evaluation(world, evaluated):
 
 
 def test_curve_of_checkpoints(world, evaluated):
-    folders = [world / "outputs" / name for name in ("grpo_lora", "checkpoint-10", "checkpoint-1")]
+    folders = [world / "outputs" / name for name in ("grpo_lora", "checkpoint-10", "checkpoint-2")]
     flags = ["--split", "held-out", "--num-samples", 12]
     done = run_evaluate(world, *flags, "--adapter", *folders)
     assert done.returncode == 0, done.stderr[-3000:]
     folder = world / "outputs" / "eval-curve"
     results, samples = read_results(folder)
     _, single = read_results(evaluated[0])
-    assert results["steps"] == {"checkpoint-1": 1, "checkpoint-10": 10, "grpo_lora": 20}
+    assert results["steps"] == {"checkpoint-2": 2, "checkpoint-10": 10, "grpo_lora": 20}
     assert results["arms"] == ["base", *results["steps"]]
     assert list(results["adapters"]) == list(results["steps"])
     # one engine with three adapters says what an engine with one says
@@ -1256,8 +1279,8 @@ BAD_INPUT = [
     (["--rescore", "{world}/nothing.jsonl"], "--rescore"),
     (["--num-samples", "100000"], "train prompts"),
     (["--adapter", "{world}/model"], "is not a LoRA adapter"),
-    (["--adapter", "{world}/outputs/checkpoint-1", "{world}/more/checkpoint-1"], "different names"),
-    (["--adapter", "{world}/outputs/checkpoint-1", "{world}/more/x"], "a curve needs checkpoint-N"),
+    (["--adapter", "{world}/outputs/checkpoint-2", "{world}/more/checkpoint-2"], "different names"),
+    (["--adapter", "{world}/outputs/checkpoint-2", "{world}/more/x"], "a curve needs checkpoint-N"),
     (["--model", "{world}/wide"], "was trained on"),
     (["--model", "{world}/small/model"], "more than the model's vocabulary"),
     (["--model", "{world}/strange"], "config.json"),
@@ -1273,8 +1296,8 @@ def spoilt(world):
     make_model(world / "small" / "model", vocab_size=200)
     shutil.copytree(world / "model", world / "strange")
     (world / "strange" / "config.json").write_text("[]")
-    shutil.copytree(world / "outputs" / "checkpoint-1", world / "more" / "checkpoint-1")
-    shutil.copytree(world / "outputs" / "checkpoint-1", world / "more" / "x")
+    shutil.copytree(world / "outputs" / "checkpoint-2", world / "more" / "checkpoint-2")
+    shutil.copytree(world / "outputs" / "checkpoint-2", world / "more" / "x")
     (world / "corrupt").mkdir()
     (world / "corrupt" / "run.json").write_text("{")
     run = json.loads((world / "outputs" / "run.json").read_text())
