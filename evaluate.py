@@ -104,7 +104,7 @@ def main(args):
         "reasoning_tokens": args.reasoning_tokens,
         "think_is_prefilled": prefilled,
         "single_prompts": singles,
-        "arguments": vars(args),
+        "arguments": vars(args) | {"adapter": adapters.get("lora")},  # one folder, for export.py
         "versions": data.get_versions(),
         "commit": run.get("commit"),
         "seconds": seconds,

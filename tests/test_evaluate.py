@@ -839,6 +839,7 @@ def test_results_and_samples(world, evaluated):
     assert keys <= set(results) and results["commit"] == "0123abc"
     assert results["arguments"]["load_in_4bit"] is False
     assert results["adapters"] == {"lora": str(world / "outputs" / "grpo_lora")}
+    assert results["arguments"]["adapter"] == results["adapters"]["lora"]  # export.py reads this
     assert any(row["base"]["text"] != row["lora"]["text"] for row in samples)
     names = ["eval.png", "results.json", "samples.jsonl", "samples.md"]
     assert sorted(read_files(evaluated[0])) == names
