@@ -25,15 +25,6 @@ import data
 from data import fail, make_messages, number, one_line, render_prompt, whole_file
 from train import check_adapter, read_run, start_swanlab
 
-# The first is the headline; accuracy is the final answer, wherever it stands.
-RATES = (
-    "indonesian_and_correct",
-    "indonesian_rate",
-    "accuracy",
-    "closed_thought_rate",
-    "truncation_rate",
-)
-
 
 def main(args):
     if args.rescore:
@@ -41,16 +32,15 @@ def main(args):
         return
     started = time.time()
     folder = os.path.join(args.output_dir, args.name)
-    check_folder(folder)
+    if not args.prompt:
+        check_folder(folder)
     run = read_run(args.output_dir)
     tokenizer = data.load_tokenizer(args.model, args.revision)
     check_vocabulary(args, tokenizer)
-    args.reasoning_tokens = args.reasoning_tokens or data.get_reasoning_tokens(tokenizer)
-    system_prompt = data.make_system_prompt(
-        args.system_prompt, args.target_lang, args.reasoning_tokens
-    )
-    # "验证LoRA确实被训练了！" is check_adapter of train.py
-    adapters = find_adapters(args, run)
+    tags = args.reasoning_tokens or data.get_reasoning_tokens(tokenizer)
+    args.reasoning_tokens = list(tags)
+    system_prompt = data.make_system_prompt(args.system_prompt, args.target_lang, tags)
+    adapters = find_adapters(args, run)  # "验证LoRA确实被训练了！": check_adapter in train.py
     arms = ["base", *adapters]
     lora = arms[-1]  # of several checkpoints the last; without an adapter the model itself
     if args.prompt:
@@ -100,9 +90,11 @@ def main(args):
         single.update(completion)
     print_answers(singles)
 
-    # get_lang and the rest of the grading are in rewards.py
-    prefilled = requests[0]["prompt"].rstrip().endswith(args.reasoning_tokens[0])
-    configure_rewards(args.reasoning_tokens, args.target_lang, prefilled)
+    # get_lang and what else grades is in rewards.py
+    import rewards
+
+    prefilled = requests[0]["prompt"].rstrip().endswith(tags[0])
+    rewards.configure(tags, args.target_lang, think_is_prefilled=prefilled)
     results = summarize(samples)
     if len(adapters) > 1:
         results["steps"] = {name: get_step(adapters[name], run) for name in adapters}
@@ -112,13 +104,12 @@ def main(args):
         "reasoning_tokens": args.reasoning_tokens,
         "think_is_prefilled": prefilled,
         "single_prompts": singles,
-        "arguments": vars(args),
+        "arguments": vars(args) | {"adapter": adapters.get("lora")},  # one folder, for export.py
         "versions": data.get_versions(),
         "commit": run.get("commit"),
         "seconds": seconds,
     }
-    samples_file = os.path.join(folder, "samples.jsonl")
-    report(samples, results, samples_file)
+    report(samples, results, os.path.join(folder, "samples.jsonl"))
     print(f"seconds: {seconds}\nwritten: {folder}/{', '.join(results['files'].values())}")
     if args.report_to == "swanlab":
         log_to_swanlab(args, samples, results, folder)
@@ -441,7 +432,7 @@ def verdict(comparison: dict, n: int, base_rate: float, lora_rate: float, up="im
     p = comparison["mcnemar_p"]
     if p < 0.05:
         low, high = comparison["difference_ci95"]
-        interval = f"95 % CI {100 * low:.0f} to {100 * high:.0f}"
+        interval = f"95 % CI {round(100 * low)} to {round(100 * high)}"
         moved = up if points > 0 else "fell"
         return f"{moved} by {abs(points):.0f} points ({interval}, n = {n}, {p_text(p)})"
     sentence = f"no difference shown at n = {n} ({p_text(p)})"
@@ -479,12 +470,14 @@ def p_text(p: float) -> str:
 # --------------------------------------------------------------------------------------------------
 # Grading
 
-
-def configure_rewards(reasoning_tokens, target_lang: str, think_is_prefilled: bool):
-    """Tell rewards.py tags and language of the texts that it is to grade."""
-    import rewards
-
-    rewards.configure(reasoning_tokens, target_lang, think_is_prefilled=think_is_prefilled)
+# The first is the headline; accuracy is the final answer, wherever it stands.
+RATES = (
+    "indonesian_and_correct",
+    "indonesian_rate",
+    "accuracy",
+    "closed_thought_rate",
+    "truncation_rate",
+)
 
 
 def grade(text: str, truncated: bool, gold: str, problem: str) -> dict:
@@ -577,6 +570,8 @@ def summarize_arm(cells: list[dict]) -> dict:
 
 def rescore(path: str):
     """Grade a samples.jsonl again, with the settings of the results.json beside it."""
+    import rewards
+
     samples = read_samples(path)
     results_file = os.path.join(os.path.dirname(path), "results.json")
     try:
@@ -589,7 +584,8 @@ def rescore(path: str):
         fail(f"--rescore: {results_file} is not evaluate.py's: it has no reasoning_tokens")
     if old.get("target_lang") not in data.LANGUAGES:
         fail(f"--rescore: {results_file} is not evaluate.py's: it has no target_lang")
-    configure_rewards(tokens, old["target_lang"], old.get("think_is_prefilled", False))
+    prefilled = old.get("think_is_prefilled", False)
+    rewards.configure(tokens, old["target_lang"], think_is_prefilled=prefilled)
     report(samples, old | summarize(samples), path)
 
 
@@ -931,7 +927,7 @@ def find_adapters(args, run: dict) -> dict[str, str]:
     if folders == ["none"]:
         return {}
     for folder in folders:
-        check_adapter(folder, args.model)
+        check_adapter(folder, args.model, args.revision)
     if len(folders) == 1:
         return {"lora": folders[0]}
     adapters = {}
@@ -1005,38 +1001,31 @@ def folder_name(value: str) -> str:
 
 
 def apply_run_defaults(parser):
-    """Let what train.py used (OUTPUT_DIR/run.json) be the default for model and data."""
+    """Make what train.py used (OUTPUT_DIR/run.json) the default of the flags for model and data."""
     first = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
     first.error = fail
-    for flag in ("--output-dir", "--model", "--rescore"):
+    for flag in ("--output-dir", "--model", "--dataset", "--rescore"):
         first.add_argument(flag)
     given, _ = first.parse_known_args()
     output_dir = given.output_dir or parser.get_default("output_dir")
     run = {} if given.rescore else read_run(output_dir)
     if not run:
         return
-    used = run.get("arguments")
-    for name in (
-        "model",
-        "dataset",
-        "dataset_config",
-        "dataset_split",
-        "system_prompt",
-        "target_lang",
-        "reasoning_tokens",
-        "max_prompt_quantile",
-        "eval_fraction",
-        "seed",
-    ):
-        if not isinstance(used, dict) or name not in used:
-            fail(f"{output_dir}/run.json is not train.py's, or of an older one: it has no {name}")
-        parser.set_defaults(**{name: used[name]})
-    for name in ("revision", "dataset_revision"):
-        parser.set_defaults(**{name: used.get(name)})
-    # stock TRL has no 4-bit base; another model (merged_16bit, for instance) is taken as it is
-    own_model = given.model in (None, used["model"])
-    in_4bit = own_model and used.get("engine") == "unsloth" and used.get("load_in_4bit")
-    parser.set_defaults(load_in_4bit=bool(in_4bit))
+    used = run["arguments"]
+    names = "model dataset dataset_config dataset_split system_prompt target_lang"
+    names += " reasoning_tokens max_prompt_quantile eval_fraction seed engine load_in_4bit"
+    for name in names.split():
+        if name not in used:
+            fail(f"{output_dir}/run.json is of another version of train.py: it has no {name}")
+        if name not in ("engine", "load_in_4bit"):
+            parser.set_defaults(**{name: used[name]})
+    # a revision is one of this model or data set; another model is loaded as it is
+    parser.set_defaults(load_in_4bit=False)
+    if given.model in (None, used["model"]):
+        in_4bit = used["engine"] == "unsloth" and used["load_in_4bit"]  # stock TRL: never
+        parser.set_defaults(load_in_4bit=in_4bit, revision=used.get("revision"))
+    if given.dataset in (None, used["dataset"]):
+        parser.set_defaults(dataset_revision=used.get("dataset_revision"))
 
 
 def parse_arguments():

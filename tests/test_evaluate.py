@@ -101,7 +101,7 @@ def world(tmp_path_factory):
     outputs = folder / "outputs"
     base = folder / "model"
     model = make_model(base)
-    model = make_adapter(model, outputs / "checkpoint-1", base, 0.05)
+    model = make_adapter(model, outputs / "checkpoint-2", base, 0.05)
     model = make_adapter(model, outputs / "checkpoint-10", base, 0.2)
     make_adapter(model, outputs / "grpo_lora", base, 0.5)
     make_problems(folder / "problems.jsonl", 10, 40)
@@ -237,6 +237,7 @@ def make_verdicts(both, only_first, only_second, neither):
             "improved",
             "no difference shown at n = 20 (p = 0.34); about 97 per arm are needed for 20 points",
         ),
+        ((0, 0, 6, 244), "rose", "fell by 2 points (95 % CI -5 to 0, n = 250, p = 0.031)"),
         ((5, 5, 5, 5), "improved", "no difference shown at n = 20 (p = 1.00)"),
     ],
 )
@@ -624,17 +625,26 @@ def make_arguments(world, **changes):
     return argparse.Namespace(**(values | changes))
 
 
-def test_generation_stops_at_both_end_tokens(world, tmp_path):
+def test_generation_stops_at_both_end_tokens(world, tmp_path, monkeypatch):
     """A token that the greedy text has becomes the model's second end token."""
+    import torch
+    from transformers import AutoModelForCausalLM, Qwen3ForCausalLM
+
     import data
 
+    widths = []
+    generate = Qwen3ForCausalLM.generate
+
+    def measured(self, *arguments, **options):
+        rows = generate(self, *arguments, **options)
+        widths.append(rows.shape[1])
+        return rows
+
+    monkeypatch.setattr(Qwen3ForCausalLM, "generate", measured)
     tokenizer = data.load_tokenizer(str(world / "model"))
     request = evaluate.make_request("base", "What is 1 + 2?", 7)
     args = make_arguments(world)
     (free,), _ = evaluate.generate_transformers(args, tokenizer, {}, [request])
-    import torch
-    from transformers import AutoModelForCausalLM
-
     model = AutoModelForCausalLM.from_pretrained(world / "model", dtype=torch.float32)
     prompt = torch.tensor([tokenizer(request["prompt"])["input_ids"]])
     ids = model.generate(prompt, do_sample=False, max_new_tokens=MAX_TOKENS)[0].tolist()
@@ -648,6 +658,67 @@ def test_generation_stops_at_both_end_tokens(world, tmp_path):
     (cut,), _ = evaluate.generate_transformers(args, tokenizer, {}, [request])
     assert cut["tokens"] == ids.index(second) + 1 and cut["truncated"] is False
     assert free["text"].startswith(cut["text"]) and free["tokens"] > cut["tokens"]
+    assert widths[-1] == prompt.shape[1] + cut["tokens"]  # it stopped, and was not cut afterwards
+
+
+def test_each_arm_has_its_adapter(world):
+    import data
+
+    tokenizer = data.load_tokenizer(str(world / "model"))
+    args = make_arguments(world)
+    adapters = {name: str(world / "outputs" / name) for name in ("checkpoint-2", "grpo_lora")}
+    texts = {}
+    for arm, given in (
+        ("base", {}),
+        ("checkpoint-2", {"checkpoint-2": adapters["checkpoint-2"]}),
+        ("grpo_lora", {"grpo_lora": adapters["grpo_lora"]}),
+    ):
+        requests = [evaluate.make_request(arm, f"What is {i} + 2?", i) for i in range(4)]
+        completions, _ = evaluate.generate_transformers(args, tokenizer, given, requests)
+        texts[arm] = [completion["text"] for completion in completions]
+    assert texts["base"] != texts["checkpoint-2"] != texts["grpo_lora"] != texts["base"]
+    arms = ["grpo_lora", "base", "checkpoint-2", "base", "grpo_lora"]
+    requests = []
+    for arm in arms:
+        requests += [evaluate.make_request(arm, f"What is {i} + 2?", i) for i in range(4)]
+    completions, _ = evaluate.generate_transformers(args, tokenizer, adapters, requests)
+    together = [completion["text"] for completion in completions]
+    assert together == [text for arm in arms for text in texts[arm]]
+
+
+def test_a_short_prompt_beside_a_long_one_is_answered_as_alone(world):
+    import data
+
+    tokenizer = data.load_tokenizer(str(world / "model"))
+    args = make_arguments(world)
+    requests = [evaluate.make_request("base", "a" * length, 1) for length in (3, 9, 30)]
+    together, _ = evaluate.generate_transformers(args, tokenizer, {}, requests)
+    for request, completion in zip(requests, together):
+        alone, _ = evaluate.generate_transformers(args, tokenizer, {}, [request])
+        assert alone == [completion]
+
+
+@pytest.mark.parametrize("top_k, n", [(1, 1), (-1, 8), (0, 8)])
+def test_top_k(world, top_k, n):
+    import data
+
+    tokenizer = data.load_tokenizer(str(world / "model"))
+    args = make_arguments(world, temperature=1.0, top_k=top_k)
+    requests = [evaluate.make_request("base", "What is 1 + 2?", 1) for _ in range(8)]
+    completions, _ = evaluate.generate_transformers(args, tokenizer, {}, requests)
+    assert len({completion["text"] for completion in completions}) == n
+
+
+def test_batches_have_their_own_seeds(world):
+    import data
+
+    tokenizer = data.load_tokenizer(str(world / "model"))
+    requests = [evaluate.make_request("base", "What is 1 + 2?", i) for i in range(128)]
+    args = make_arguments(world, temperature=1.0)
+    first, _ = evaluate.generate_transformers(args, tokenizer, {}, requests)
+    again, _ = evaluate.generate_transformers(args, tokenizer, {}, requests)
+    assert first == again
+    assert first[:64] != first[64:]
 
 
 def test_limit_and_truncation_agree(world):
@@ -704,16 +775,16 @@ def test_vllm_gets_each_request_with_its_adapter_and_seed(world, monkeypatch):
     monkeypatch.setitem(sys.modules, "vllm.lora.request", lora)
     tokenizer = data.load_tokenizer(str(world / "model"))
     outputs = world / "outputs"
-    adapters = {"checkpoint-1": str(outputs / "checkpoint-1"), "last": str(outputs / "grpo_lora")}
+    adapters = {"checkpoint-2": str(outputs / "checkpoint-2"), "last": str(outputs / "grpo_lora")}
     long_text = "b" * (MAX_TOKENS + 1)
     requests = [
         evaluate.make_request("base", "a", 3),
         evaluate.make_request("last", long_text, 4),
-        evaluate.make_request("checkpoint-1", "c", 5),
+        evaluate.make_request("checkpoint-2", "c", 5),
     ]
     args = make_arguments(world, max_tokens=MAX_TOKENS, load_in_4bit=True, enforce_eager=True)
     completions, _ = evaluate.generate_vllm(args, tokenizer, adapters, requests)
-    assert [request and request[0] for request in calls["lora"]] == [None, "last", "checkpoint-1"]
+    assert [request and request[0] for request in calls["lora"]] == [None, "last", "checkpoint-2"]
     assert calls["lora"][1][2] == str(outputs / "grpo_lora")
     assert calls["lora"][1][1] != calls["lora"][2][1] and calls["lora"][2][1] >= 1
     assert [sampling.seed for sampling in calls["sampling"]] == [3, 4, 5]
@@ -768,6 +839,7 @@ def test_results_and_samples(world, evaluated):
     assert keys <= set(results) and results["commit"] == "0123abc"
     assert results["arguments"]["load_in_4bit"] is False
     assert results["adapters"] == {"lora": str(world / "outputs" / "grpo_lora")}
+    assert results["arguments"]["adapter"] == results["adapters"]["lora"]  # export.py reads this
     assert any(row["base"]["text"] != row["lora"]["text"] for row in samples)
     names = ["eval.png", "results.json", "samples.jsonl", "samples.md"]
     assert sorted(read_files(evaluated[0])) == names
@@ -793,6 +865,77 @@ def test_the_four_single_prompts(evaluated):
     assert places == sorted(places) and places[-1] < out.index("在12个样本上比较")
 
 
+@pytest.fixture
+def recorded(world, tmp_path, monkeypatch):
+    """A way to run main() with an engine that only counts: it returns requests and results."""
+    shutil.copytree(world / "outputs", tmp_path / "outputs")
+
+    def run(*flags):
+        requests = []
+
+        def generator(args, tokenizer, adapters, given):
+            requests.extend(given)
+            texts = [f"{INDONESIAN}</think>{i}" for i in range(len(given))]
+            return [{"text": text, "tokens": 3, "truncated": False} for text in texts], 0.0
+
+        monkeypatch.setattr(evaluate, "choose_generator", lambda args: generator)
+        evaluate.main(parse(monkeypatch, "--output-dir", tmp_path / "outputs", *flags))
+        return requests, *read_results(tmp_path / "outputs" / "eval")
+
+    return run
+
+
+def test_who_is_asked_what(recorded):
+    requests, results, samples = recorded("--split", "held-out", "--num-samples", 3, "--seed", 9)
+    arms = [request["arm"] for request in requests]
+    assert arms == ["base"] * 3 + ["lora"] * 3 + ["base", "lora", "lora", "base"]
+    seeds = [request["seed"] for request in requests]
+    assert seeds == [9, 10, 11] * 2 + [9] * 4
+    for i in range(3):
+        assert requests[i]["prompt"] == requests[3 + i]["prompt"]
+        assert requests[i]["prompt"].startswith("<bos>[system]你接到一个问题。")
+        assert f"[user]{samples[i]['prompt']}[assistant]" in requests[i]["prompt"]
+        assert samples[i]["base"]["text"].endswith(f"</think>{i}")
+        assert samples[i]["lora"]["text"].endswith(f"</think>{3 + i}")
+    ends = [single["text"].split(">")[-1] for single in results["single_prompts"]]
+    assert ends == ["6", "7", "8", "9"]
+    assert results["think_is_prefilled"] is False and results["base"]["closed_thought_rate"] == 0
+
+
+def test_another_data_set_is_held_out_as_a_whole(recorded, world):
+    flags = ["--dataset", world / "others.jsonl", "--num-samples", 12]
+    _, results, samples = recorded(*flags)
+    others = [json.loads(line) for line in (world / "others.jsonl").read_text().splitlines()]
+    assert sorted(row["prompt"] for row in samples) == sorted(row["prompt"] for row in others)
+    assert results["split"] == "held-out"
+
+
+def test_another_seed_samples_from_the_same_split(recorded, world):
+    held_out = set(json.loads((world / "outputs" / "run.json").read_text())["held_out"])
+    flags = ["--num-samples", 10, "--seed", 5]
+    _, results, samples = recorded(*flags, "--split", "held-out")
+    first = [row["prompt"] for row in samples]
+    assert set(first) <= held_out
+    _, results, samples = recorded(*flags)
+    assert results["split"] == "train" and not {row["prompt"] for row in samples} & held_out
+    _, _, samples = recorded("--num-samples", 10, "--split", "held-out")
+    assert first != [row["prompt"] for row in samples]
+
+
+def test_prompts_that_were_not_held_out_are_refused(recorded, capsys):
+    with pytest.raises(SystemExit):
+        recorded("--split", "held-out", "--num-samples", 2, "--eval-fraction", 0.3)
+    assert "does not show that train.py left these prompts out" in capsys.readouterr().err
+
+
+def test_a_template_that_prefills_the_start_tag(recorded, monkeypatch):
+    render = evaluate.render_prompt
+    prefill = lambda tokenizer, messages: render(tokenizer, messages) + "<think>\n"  # noqa: E731
+    monkeypatch.setattr(evaluate, "render_prompt", prefill)
+    _, results, _ = recorded("--num-samples", 2)
+    assert results["think_is_prefilled"] is True and results["base"]["closed_thought_rate"] == 1
+
+
 def test_without_system_prompt_beside_the_first_evaluation(world, evaluated):
     before = read_files(evaluated[0])
     flags = ["--split", "held-out", "--num-samples", 12]
@@ -807,14 +950,14 @@ def test_without_system_prompt_beside_the_first_evaluation(world, evaluated):
 
 
 def test_curve_of_checkpoints(world, evaluated):
-    folders = [world / "outputs" / name for name in ("grpo_lora", "checkpoint-10", "checkpoint-1")]
+    folders = [world / "outputs" / name for name in ("grpo_lora", "checkpoint-10", "checkpoint-2")]
     flags = ["--split", "held-out", "--num-samples", 12]
     done = run_evaluate(world, *flags, "--adapter", *folders)
     assert done.returncode == 0, done.stderr[-3000:]
     folder = world / "outputs" / "eval-curve"
     results, samples = read_results(folder)
     _, single = read_results(evaluated[0])
-    assert results["steps"] == {"checkpoint-1": 1, "checkpoint-10": 10, "grpo_lora": 20}
+    assert results["steps"] == {"checkpoint-2": 2, "checkpoint-10": 10, "grpo_lora": 20}
     assert results["arms"] == ["base", *results["steps"]]
     assert list(results["adapters"]) == list(results["steps"])
     # one engine with three adapters says what an engine with one says
@@ -1039,6 +1182,25 @@ def test_the_base_is_loaded_as_it_was_trained(
 
 
 @pytest.mark.parametrize(
+    "flags, revision, dataset_revision",
+    [
+        ([], "r1", "d1"),
+        (["--model", "somebody/else"], None, "d1"),
+        (["--dataset", "some/other"], "r1", None),
+        (["--revision", "r2", "--dataset-revision", "d2"], "r2", "d2"),
+    ],
+)
+def test_a_revision_belongs_to_its_repository(
+    monkeypatch, world, tmp_path, flags, revision, dataset_revision
+):
+    run = json.loads((world / "outputs" / "run.json").read_text())
+    run["arguments"] |= {"revision": "r1", "dataset_revision": "d1"}
+    (tmp_path / "run.json").write_text(json.dumps(run))
+    args = parse(monkeypatch, "--output-dir", tmp_path, *flags)
+    assert args.revision == revision and args.dataset_revision == dataset_revision
+
+
+@pytest.mark.parametrize(
     "flags, name",
     [
         ([], "eval"),
@@ -1118,8 +1280,8 @@ BAD_INPUT = [
     (["--rescore", "{world}/nothing.jsonl"], "--rescore"),
     (["--num-samples", "100000"], "train prompts"),
     (["--adapter", "{world}/model"], "is not a LoRA adapter"),
-    (["--adapter", "{world}/outputs/checkpoint-1", "{world}/more/checkpoint-1"], "different names"),
-    (["--adapter", "{world}/outputs/checkpoint-1", "{world}/more/x"], "a curve needs checkpoint-N"),
+    (["--adapter", "{world}/outputs/checkpoint-2", "{world}/more/checkpoint-2"], "different names"),
+    (["--adapter", "{world}/outputs/checkpoint-2", "{world}/more/x"], "a curve needs checkpoint-N"),
     (["--model", "{world}/wide"], "was trained on"),
     (["--model", "{world}/small/model"], "more than the model's vocabulary"),
     (["--model", "{world}/strange"], "config.json"),
@@ -1135,8 +1297,8 @@ def spoilt(world):
     make_model(world / "small" / "model", vocab_size=200)
     shutil.copytree(world / "model", world / "strange")
     (world / "strange" / "config.json").write_text("[]")
-    shutil.copytree(world / "outputs" / "checkpoint-1", world / "more" / "checkpoint-1")
-    shutil.copytree(world / "outputs" / "checkpoint-1", world / "more" / "x")
+    shutil.copytree(world / "outputs" / "checkpoint-2", world / "more" / "checkpoint-2")
+    shutil.copytree(world / "outputs" / "checkpoint-2", world / "more" / "x")
     (world / "corrupt").mkdir()
     (world / "corrupt" / "run.json").write_text("{")
     run = json.loads((world / "outputs" / "run.json").read_text())

@@ -1,25 +1,60 @@
-"""Run evaluate.py (vLLM), then the tutorial's loop on the same engine: one prompt at a time, with LoRA, then without.
+"""Run evaluate.py (vLLM), then the tutorial's loop on the same engine: one prompt at a time.
 
-    python tests/gpu/eval_speed.py --model MODEL --adapter ADAPTER --dataset DATA ...     (evaluate.py's flags)
+    python tests/gpu/eval_speed.py --model MODEL --adapter ADAPTER --dataset DATA ...
 
-The loop takes 4 of the prompts and is scaled to all.
+takes evaluate.py's flags. The loop takes 4 of the prompts, with LoRA and without, and is scaled.
 """
+
+import json
 import os
-import runpy
 import sys
 import time
+
+
+def main():
+    import vllm
+    from vllm.lora.request import LoRARequest
+
+    import evaluate
+
+    kept = {}
+
+    class KeptLLM(vllm.LLM):
+        """The engine of evaluate.py, kept with what it was given."""
+
+        def generate(self, prompts, sampling_params, **options):
+            if not kept:
+                kept.update(llm=self, prompts=prompts, sampling_params=sampling_params)
+            return super().generate(prompts, sampling_params, **options)
+
+    vllm.LLM = KeptLLM
+    args = evaluate.parse_arguments()
+    evaluate.main(args)
+    with open(os.path.join(args.output_dir, args.name, "results.json"), encoding="utf-8") as file:
+        results = json.load(file)
+
+    loop = 4
+    adapter = os.path.abspath(results["adapters"]["lora"])
+    started = time.time()
+    for i in range(loop):  # the first prompts are the base's
+        prompt = kept["prompts"][i]
+        sampling = kept["sampling_params"][i]
+        lora = LoRARequest(
+            f"copy{i}", 2 + i, adapter
+        )  # load_lora in the tutorial: a new id each time
+        for lora_request in (lora, None):
+            kept["llm"].generate([prompt], [sampling], lora_request=[lora_request], use_tqdm=False)
+    n = results["n"]
+    seconds = (time.time() - started) / loop * n
+    ratio = seconds / results["seconds"]["generate"]
+    print(
+        f"EVAL n = {n} x 2: loop {seconds:.1f} s (scaled from {loop}), "
+        f"evaluate.py {results['seconds']}, ratio {ratio:.1f}",
+        flush=True,
+    )
+
 
 if __name__ == "__main__":  # vLLM's engine process imports this file again
     sys.path.insert(0, os.getcwd())
     sys.argv[0] = "evaluate.py"
-    run = runpy.run_path("evaluate.py", run_name="__main__")
-    n, loop, adapter = run["args"].num_samples, 4, os.path.abspath(run["adapter"])
-    prompts = [ids for ids, (arm, *_) in zip(run["ids"], run["jobs"]) if arm == "base"][-n:][:loop]
-    sampling = run["SamplingParams"](temperature=run["args"].temperature, top_k=run["args"].top_k, max_tokens=run["args"].max_tokens)
-    started = time.time()
-    for number, prompt in enumerate(prompts):
-        for lora in (run["LoRARequest"](f"copy{number}", 2 + number, adapter), None):  # as load_lora in the tutorial: a new id each time
-            run["llm"].generate([{"prompt_token_ids": prompt}], sampling, lora_request=lora, use_tqdm=False)
-    seconds = (time.time() - started) / loop * n
-    print(f"EVAL n = {n} x 2: loop {seconds:.1f} s (scaled from {loop}), evaluate.py {run['seconds']}, "
-          f"ratio {seconds / run['seconds']['generate']:.1f}", flush=True)
+    main()
