@@ -57,7 +57,7 @@ def main(args):
         if args.engine == "trl":
             model.merge_and_unload().save_pretrained(folder, max_shard_size=SHARD_SIZE)
         del model  # 16 GB that the merged model needs
-        tokenizer.save_pretrained(folder)  # over Unsloth's, with which AutoTokenizer loses spaces
+        save_tokenizer(tokenizer, folder)  # over Unsloth's, with which AutoTokenizer loses spaces
         check_complete(folder)
         check_tokenizer(folder, conversations, prompts)
         record = {
@@ -73,7 +73,7 @@ def main(args):
         started = time.time()
         folder = os.path.join(partial, "merged_4bit")
         save_merged_4bit(merged, folder)
-        tokenizer.save_pretrained(folder)
+        save_tokenizer(tokenizer, folder)
         check_complete(folder)
         check_tokenizer(folder, conversations, prompts)
         record = {"agreement": {"merged_4bit": check_answers("merged_4bit", folder, references)}}
@@ -85,7 +85,7 @@ def main(args):
         started = time.time()
         folder = os.path.join(partial, "lora")
         save_lora(args.adapter, adapter_config, folder)
-        tokenizer.save_pretrained(folder)
+        save_tokenizer(tokenizer, folder)
         check_adapter(folder, args.model)
         record = {"rank": adapter_config["r"], "lora_alpha": adapter_config["lora_alpha"]}
         write(f"{folder}/README.md", make_card("lora", args, arguments, results, record))
@@ -201,6 +201,14 @@ def get_device() -> str:
     import torch
 
     return "cuda" if torch.cuda.is_available() else "cpu"
+
+
+def save_tokenizer(tokenizer, folder: str):
+    """Write the tokenizer as it was loaded."""
+    try:
+        tokenizer.save_pretrained(folder)
+    except Exception as error:  # what tokenizers raises where the disk is full
+        fail(f"cannot write to {folder}: {one_line(error)}", status=1)
 
 
 def save_merged_4bit(merged: str, folder: str):
@@ -573,7 +581,7 @@ def check_tokenizer(folder: str, conversations: list, prompts: list[list[int]]):
     """Fail unless the folder's tokenizer, as users and vLLM load it, encodes as training did."""
     from transformers import AutoTokenizer
 
-    tokenizer = AutoTokenizer.from_pretrained(folder)
+    tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
     for conversation, prompt in zip(conversations, prompts):
         if data.encode_prompt(tokenizer, conversation) != prompt:
             name = os.path.basename(folder)

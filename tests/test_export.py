@@ -907,6 +907,16 @@ def test_folder_that_cannot_be_made(copy):
     assert "Traceback" not in done.stderr
 
 
+def test_full_disk_while_the_tokenizer_is_written(tmp_path, capsys):
+    tokenizer = make_small_tokenizer(R1)
+    (tmp_path / "tokenizer.json").symlink_to("/dev/full")
+    with pytest.raises(SystemExit) as end:
+        export.save_tokenizer(tokenizer, str(tmp_path))
+    assert end.value.code == 1
+    message = f"error: cannot write to {tmp_path}: No space left on device"
+    assert capsys.readouterr().err.startswith(message)
+
+
 def test_failed_export_leaves_the_earlier_one(outputs, exported, tmp_path):
     converter = tmp_path / "convert_hf_to_gguf.py"
     converter.write_text("raise ValueError('unknown\\n pre-tokenizer\\nhash 123')")
