@@ -13,6 +13,7 @@ The tutorial's sections "保存为float16格式用于VLLM" and "GGUF / llama.cpp
     python export.py --format lora gguf --quantization q8_0 q4_k_m    # several in one go
     HF_TOKEN=... python export.py --format gguf --push-to-hub me/name # the token's only place
 """
+
 import atexit
 import importlib.util
 import json

@@ -4,6 +4,7 @@ learnt four texts.
 Its tokenizer is Qwen3's own (from PyPI's dashscope) with DeepSeek-R1's tokens: llama.cpp knows
 tokenizers by a hash.
 """
+
 import argparse
 import base64
 import http.server
