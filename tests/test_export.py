@@ -632,6 +632,31 @@ def test_wrongly_merged_weights_are_refused(tmp_path, capsys):
         assert capsys.readouterr().err == message
 
 
+def test_one_wrong_weight_is_noticed(tmp_path):
+    torch.manual_seed(0)
+    base = torch.randn(64, 64).bfloat16()
+    delta = torch.randn(64, 4) @ torch.randn(4, 64) * 0.05
+    matrices = [{"name": "w", "base": base, "delta": delta}]
+    merged = (base.float() + delta).bfloat16()
+    merged[3, 5] *= 1.02
+    with pytest.raises(SystemExit):
+        export.check_weights(save_matrix(tmp_path / "1", merged), matrices)
+
+
+def test_rows_that_were_not_merged_are_noticed(tmp_path):
+    """Where the change is as small as rounding, only its missing share shows it."""
+    torch.manual_seed(0)
+    base = (1 + torch.rand(64, 64)).bfloat16()
+    delta = torch.full((64, 64), 0.006)
+    matrices = [{"name": "w", "base": base, "delta": delta}]
+    merged = (base.float() + delta).bfloat16()
+    export.check_weights(save_matrix(tmp_path / "1", merged), matrices)
+    merged[:16] = base[:16]
+    assert export.compare_weights(base, merged, delta)[0] < 2**-7
+    with pytest.raises(SystemExit):
+        export.check_weights(save_matrix(tmp_path / "2", merged), matrices)
+
+
 def test_rounded_away_changes_are_told(tmp_path, capsys):
     torch.manual_seed(0)
     base = torch.randn(64, 64).bfloat16()
