@@ -1,348 +1,1153 @@
-"""Compare the trained LoRA with its base model on the same prompts: language, accuracy, and how sure that is.
+"""Compare the trained LoRA with its base model: language, accuracy, and what the language cost.
 
-The tutorial's "推理" cells: its four single prompts, then its comparison on 20 shuffled samples, with the model loaded
-once: one batch with vLLM on a GPU, batches of 64 with transformers + PEFT elsewhere, where the tutorial sends prompts one
-at a time. Data and model default to what OUTPUT_DIR/run.json says that train.py used.
+The tutorial's "推理" cells: four single prompts, then 20 samples with and without LoRA. There they
+are sent one at a time, here through one engine together. Model and data default to what
+OUTPUT_DIR/run.json says that train.py used.
 
-    python evaluate.py                                          # the tutorial: 20 prompts that it trained on
-    python evaluate.py --split held-out --num-samples 200       # what train.py --eval-fraction left out
-    python evaluate.py --model outputs/export/merged_16bit --adapter none     # any one model, alone
-    python evaluate.py --rescore outputs/eval/samples.jsonl     # grade saved texts again, in seconds, no GPU
+    python evaluate.py                                         # the tutorial: prompts trained on
+    python evaluate.py --split held-out --num-samples 200      # needs train.py --eval-fraction
+    python evaluate.py --system-prompt none --name no-prompt   # is the old ability still there?
+    python evaluate.py --adapter outputs/checkpoint-* outputs/grpo_lora    # a curve over the steps
+    python evaluate.py --prompt "What is 17 * 23?"             # ask base and LoRA something
+    python evaluate.py --model outputs/export/merged_16bit --adapter none  # one model, alone
+    python evaluate.py --rescore outputs/eval/samples.jsonl    # grade saved texts again; no GPU
 """
+
 import argparse
+import contextlib
+import importlib.util
 import json
 import math
 import os
 import time
 
-from data import add_data_arguments, get_reasoning_tokens, load_math_dataset, load_tokenizer, make_system_prompt
-from train import check_adapter
+import data
+from data import fail, make_messages, number, one_line, render_prompt, whole_file
+from train import check_adapter, read_run, start_swanlab
 
-RATES = ("indonesian_rate", "accuracy", "indonesian_and_correct", "truncation_rate")
+# The first is the headline; accuracy is the final answer, wherever it stands.
+RATES = (
+    "indonesian_and_correct",
+    "indonesian_rate",
+    "accuracy",
+    "closed_thought_rate",
+    "truncation_rate",
+)
 
 
-def wilson(k, n):
+def main(args):
+    if args.rescore:
+        rescore(args.rescore)
+        return
+    started = time.time()
+    folder = os.path.join(args.output_dir, args.name)
+    check_folder(folder)
+    run = read_run(args.output_dir)
+    tokenizer = data.load_tokenizer(args.model, args.revision)
+    check_vocabulary(args, tokenizer)
+    args.reasoning_tokens = args.reasoning_tokens or data.get_reasoning_tokens(tokenizer)
+    system_prompt = data.make_system_prompt(
+        args.system_prompt, args.target_lang, args.reasoning_tokens
+    )
+    # "验证LoRA确实被训练了！" is check_adapter of train.py
+    adapters = find_adapters(args, run)
+    arms = ["base", *adapters]
+    lora = arms[-1]  # of several checkpoints the last; without an adapter the model itself
+    if args.prompt:
+        answer_prompts(args, tokenizer, adapters, system_prompt)
+        return
+
+    # "首先，让我们先试试没有经过GRPO训练的模型": without a chat template
+    text = "What is the sqrt of 101?"
+    singles = [make_request("base", text, args.seed, "no template")]
+
+    # "现在我们加载LoRA并测试": without system prompt, 不会（或很少）影响模型的原始推理能力
+    messages = make_messages("Solve (x + 2)^2 = 0", None)
+    text = render_prompt(tokenizer, messages)
+    singles.append(make_request(lora, text, args.seed, "no system prompt"))
+
+    # "接下来，让我们使用系统提示进行测试，这应该使用新语言"
+    messages = make_messages("Solve (x + 2)^2 = 0", system_prompt)
+    text = render_prompt(tokenizer, messages)
+    singles.append(make_request(lora, text, args.seed, "system prompt"))
+
+    # "让我们比较使用系统提示但不使用LoRA的结果"
+    if adapters:
+        singles.append(make_request("base", text, args.seed, "system prompt"))
+
+    # "让我们取20个样本，比较使用LoRA和不使用LoRA的情况"; a sample has one seed for all arms
+    dataset, split = load_prompts(args, run, tokenizer)
+    sample_dataset = dataset.shuffle(seed=args.seed).select(range(args.num_samples))
+    samples = []
+    for sample in sample_dataset:
+        samples.append({"prompt": sample["prompt"][-1]["content"], "answer": sample["answer"]})
+    requests = []
+    for arm in arms:
+        for i, sample in enumerate(samples):
+            messages = make_messages(sample["prompt"], system_prompt)
+            text = render_prompt(tokenizer, messages)
+            requests.append(make_request(arm, text, args.seed + i))
+
+    generate = choose_generator(args)
+    completions, loaded = generate(args, tokenizer, adapters, requests + singles)
+    seconds = {
+        "load": round(loaded - started, 1),
+        "generate": round(time.time() - loaded, 1),
+    }
+    for i, request in enumerate(requests):
+        samples[i % len(samples)][request["arm"]] = completions[i]
+    for single, completion in zip(singles, completions[len(requests) :]):
+        single.update(completion)
+    print_answers(singles)
+
+    # get_lang and the rest of the grading are in rewards.py
+    prefilled = requests[0]["prompt"].rstrip().endswith(args.reasoning_tokens[0])
+    configure_rewards(args.reasoning_tokens, args.target_lang, prefilled)
+    results = summarize(samples)
+    if len(adapters) > 1:
+        results["steps"] = {name: get_step(adapters[name], run) for name in adapters}
+    results |= {
+        "split": split,
+        "adapters": adapters,
+        "reasoning_tokens": args.reasoning_tokens,
+        "think_is_prefilled": prefilled,
+        "single_prompts": singles,
+        "arguments": vars(args),
+        "versions": data.get_versions(),
+        "commit": run.get("commit"),
+        "seconds": seconds,
+    }
+    samples_file = os.path.join(folder, "samples.jsonl")
+    report(samples, results, samples_file)
+    print(f"seconds: {seconds}\nwritten: {folder}/{', '.join(results['files'].values())}")
+    if args.report_to == "swanlab":
+        log_to_swanlab(args, samples, results, folder)
+
+
+def print_tutorial_result(results: dict):
+    """Print the lines with which the tutorial's comparison ends."""
+    n = results["n"]
+    lora = results["arms"][-1]
+    language = data.LANGUAGES[results["target_lang"]][0]
+    with_lora = round(results[lora]["indonesian_rate"] * n)
+    without_lora = round(results["base"]["indonesian_rate"] * n)
+    print(f"\n在{n}个样本上比较使用和不使用LoRA的语言使用情况:")
+    print("=" * 60)
+    print("结果:")
+    print(f"使用LoRA - {language}响应: {with_lora}/{n} ({with_lora / n * 100:.1f}%)")
+    print(f"不使用LoRA - {language}响应: {without_lora}/{n} ({without_lora / n * 100:.1f}%)")
+    print(f"改进: 使用LoRA增加了{with_lora - without_lora}个{language}响应\n")
+
+
+# --------------------------------------------------------------------------------------------------
+# Generation: two ways of one signature
+
+
+def make_request(arm: str, prompt: str, seed: int, title: str = "") -> dict:
+    """Return what a generator takes; `arm` is "base" or an adapter's name, `prompt` a text."""
+    return {"arm": arm, "title": title, "prompt": prompt, "seed": seed}
+
+
+def choose_generator(args):
+    """Return generate_vllm where it can run, else generate_transformers (no 4-bit base)."""
+    import torch
+
+    if torch.cuda.is_available() and args.fast_inference:
+        return generate_vllm
+    args.fast_inference = False  # results.json says what was evaluated
+    args.load_in_4bit = False
+    return generate_transformers
+
+
+def generate_vllm(args, tokenizer, adapters: dict, requests: list) -> tuple[list, float]:
+    """Answer all requests in one batch with vLLM; needs a GPU.
+
+    `adapters`: {name: folder}. Returns (completions in the order of `requests`, the time at which
+    the model was loaded); a completion is {"text", "tokens", "truncated"}.
+    """
+    # vLLM's default sampler is compiled at first use, which needs nvcc (vllm#49497)
+    os.environ.setdefault("VLLM_USE_FLASHINFER_SAMPLER", "0")
+    from vllm import LLM, SamplingParams
+    from vllm.lora.request import LoRARequest
+
+    prompts = encode_requests(tokenizer, requests)
+    longest = max(len(prompt["prompt_token_ids"]) for prompt in prompts)
+    llm = LLM(
+        model=args.model,
+        revision=args.revision,
+        tokenizer_revision=args.revision,
+        trust_remote_code=False,
+        quantization="bitsandbytes" if args.load_in_4bit else None,
+        enable_lora=bool(adapters),
+        max_loras=max(1, min(len(adapters), 8)),
+        max_lora_rank=get_lora_rank(adapters),
+        max_model_len=max(longest + args.max_tokens, 2048),
+        max_num_batched_tokens=4096,  # as in train.py
+        max_num_seqs=min(len(requests), 256),  # few sequences: few CUDA graphs, a faster start
+        gpu_memory_utilization=args.gpu_memory_utilization,
+        enable_prefix_caching=True,
+        enforce_eager=args.enforce_eager,
+        seed=args.seed,
+    )
+    loaded = time.time()
+    end_tokens = get_end_tokens(args, tokenizer)
+    lora_requests = {"base": None}
+    for i, name in enumerate(adapters):
+        lora_requests[name] = LoRARequest(name, i + 1, os.path.abspath(adapters[name]))
+    sampling_params = []
+    for request in requests:
+        sampling_params.append(
+            SamplingParams(
+                temperature=args.temperature,
+                top_k=args.top_k,
+                max_tokens=args.max_tokens,
+                stop_token_ids=end_tokens,
+                seed=request["seed"],
+            )
+        )
+    outputs = llm.generate(
+        prompts,
+        sampling_params,
+        lora_request=[lora_requests[request["arm"]] for request in requests],
+    )
+    completions = []
+    for output in outputs:
+        ids = list(output.outputs[0].token_ids)
+        completions.append(make_completion(tokenizer, ids, end_tokens))
+    return completions, loaded
+
+
+def generate_transformers(args, tokenizer, adapters: dict, requests: list) -> tuple[list, float]:
+    """Answer all requests in batches with transformers and PEFT; also on a CPU.
+
+    Arguments and result are those of generate_vllm. A batch has one arm and one seed.
+    """
+    import torch
+    from tqdm import tqdm
+    from transformers import AutoModelForCausalLM
+
+    gpu = torch.cuda.is_available()
+    try:
+        model = AutoModelForCausalLM.from_pretrained(
+            args.model,
+            revision=args.revision,
+            dtype=torch.bfloat16 if gpu else torch.float32,
+            use_safetensors=True,
+            trust_remote_code=False,
+        )
+    except (OSError, ValueError) as error:
+        fail(f"cannot load {args.model}: {one_line(error)}")
+    model = model.to("cuda" if gpu else "cpu")
+    if adapters:
+        from peft import PeftModel
+
+        first, *others = adapters
+        model = PeftModel.from_pretrained(model, adapters[first], adapter_name=first)
+        for name in others:
+            model.load_adapter(adapters[name], adapter_name=name)
+    loaded = time.time()
+
+    end_tokens = get_end_tokens(args, tokenizer)
+    tokenizer.pad_token = tokenizer.pad_token or tokenizer.eos_token
+    # what a model's generation config may set, and vLLM's SamplingParams above do not
+    sampling = {"do_sample": False, "repetition_penalty": 1.0}
+    if args.temperature > 0:
+        sampling |= {"do_sample": True, "temperature": args.temperature}
+        sampling |= {"top_k": max(args.top_k, 0), "top_p": 1.0}
+    completions = []
+    for batch in tqdm(make_batches(requests), desc="generate"):
+        arm = batch[0]["arm"]
+        without_lora = contextlib.nullcontext()
+        if adapters and arm == "base":
+            without_lora = model.disable_adapter()
+        elif adapters:
+            model.set_adapter(arm)
+        ids = [prompt["prompt_token_ids"] for prompt in encode_requests(tokenizer, batch)]
+        padded = tokenizer.pad({"input_ids": ids}, padding_side="left", return_tensors="pt")
+        torch.manual_seed(batch[0]["seed"])
+        with torch.no_grad(), without_lora:
+            rows = model.generate(
+                **padded.to(model.device),
+                max_new_tokens=args.max_tokens,
+                eos_token_id=end_tokens,
+                pad_token_id=tokenizer.pad_token_id,
+                **sampling,
+            )
+        width = padded["input_ids"].shape[1]
+        for row in rows[:, width:].tolist():
+            completions.append(make_completion(tokenizer, row, end_tokens))
+    return completions, loaded
+
+
+def encode_requests(tokenizer, requests: list) -> list[dict]:
+    """Return the prompts of requests as token ids, in vLLM's form."""
+    prompts = []
+    for request in requests:
+        ids = tokenizer(request["prompt"], add_special_tokens=False)["input_ids"]
+        prompts.append({"prompt_token_ids": ids})
+    return prompts
+
+
+def make_batches(requests: list, size: int = 64) -> list[list]:
+    """Return neighbours of one arm together, `size` at most."""
+    batches = []
+    for request in requests:
+        last = batches[-1] if batches else []
+        if not last or last[0]["arm"] != request["arm"] or len(last) == size:
+            batches.append([])
+        batches[-1].append(request)
+    return batches
+
+
+def get_end_tokens(args, tokenizer) -> list[int]:
+    """Return the ids that end a text: the generation config's and the tokenizer's, as in vLLM."""
+    from transformers import AutoConfig, GenerationConfig
+
+    try:
+        config = GenerationConfig.from_pretrained(args.model, revision=args.revision)
+    except OSError:  # the model has no generation_config.json
+        config = AutoConfig.from_pretrained(args.model, revision=args.revision).get_text_config()
+    named = config.eos_token_id
+    if not isinstance(named, list):
+        named = [named]
+    return sorted({token for token in [*named, tokenizer.eos_token_id] if token is not None})
+
+
+def make_completion(tokenizer, ids: list[int], end_tokens: list[int]) -> dict:
+    """Return generated ids as text, with their number and whether the token limit cut them."""
+    for position, token in enumerate(ids):
+        if token in end_tokens:
+            ids = ids[: position + 1]
+            break
+    text = tokenizer.decode(ids, skip_special_tokens=True)
+    return {"text": text, "tokens": len(ids), "truncated": ids[-1] not in end_tokens}
+
+
+def get_lora_rank(adapters: dict) -> int:
+    """Return the smallest rank that vLLM has room for and all adapters fit in."""
+    largest = 8
+    for folder in adapters.values():
+        with open(os.path.join(folder, "adapter_config.json"), encoding="utf-8") as file:
+            largest = max(largest, json.load(file)["r"])
+    return next(size for size in (8, 16, 32, 64, 128, 256, 512) if size >= largest)
+
+
+def answer_prompts(args, tokenizer, adapters: dict, system_prompt: str | None):
+    """Answer --prompt with every arm, without and with the system prompt, and print the answers."""
+    requests = []
+    for problem in args.prompt:
+        for system in [None] if system_prompt is None else [None, system_prompt]:
+            title = "no system prompt" if system is None else "system prompt"
+            text = render_prompt(tokenizer, make_messages(problem, system))
+            for arm in ["base", *adapters]:
+                requests.append(make_request(arm, text, args.seed, title))
+    generate = choose_generator(args)
+    completions, _ = generate(args, tokenizer, adapters, requests)
+    for request, completion in zip(requests, completions):
+        request.update(completion)
+    print_answers(requests)
+
+
+def print_answers(requests: list):
+    """Print answered requests: arm, kind of prompt, prompt, text."""
+    for request in requests:
+        print("=" * 60)
+        print(f"{request['arm']}, {request['title']}: {request['prompt']}\n{request['text']}")
+
+
+# --------------------------------------------------------------------------------------------------
+# Statistics
+
+
+def wilson(k: int, n: int) -> list[float]:
     """Return the 95 % Wilson score interval [low, high] of the rate k / n (Wilson 1927)."""
     from scipy.stats import binomtest
+
     interval = binomtest(k, n).proportion_ci(method="wilson")
     return [interval.low, interval.high]
 
 
-def mcnemar(only_first, only_second):
-    """Return the two-sided p of the exact McNemar test, from the two counts of discordant pairs."""
+def mcnemar(only_first: int, only_second: int) -> float:
+    """Return the two-sided p of the exact McNemar test, from the counts of discordant pairs."""
     from scipy.stats import binomtest
-    return binomtest(only_first, only_first + only_second).pvalue if only_first + only_second else 1.0
+
+    discordant = only_first + only_second
+    if discordant == 0:
+        return 1.0
+    return binomtest(only_first, discordant).pvalue
 
 
-def paired_difference(both, only_first, only_second, neither):
-    """Return (difference, [low, high]) of two rates on the same n = sum of the four counts of pairs, first - second.
+def paired_difference(both: int, only_first: int, only_second: int, neither: int):
+    """Return (difference, [low, high]) of two rates on the same n pairs, first minus second.
 
-    95 % interval by Newcombe's method 10 (Statistics in Medicine 17, 1998, 2635-2650): two Wilson intervals, joined with
-    the correlation of the pairs.
+    95 % interval by Newcombe's method 10 (Statistics in Medicine 17, 1998, 2635-2650): two Wilson
+    intervals, joined with the correlation of the pairs.
     """
     n = both + only_first + only_second + neither
-    first, second = both + only_first, both + only_second
-    (l1, u1), (l2, u2), p1, p2 = wilson(first, n), wilson(second, n), first / n, second / n
+    first = both + only_first
+    second = both + only_second
+    p1 = first / n
+    p2 = second / n
+    low1, high1 = wilson(first, n)
+    low2, high2 = wilson(second, n)
+
     cross = both * neither - only_first * only_second
+    if cross > 0:
+        cross = max(cross - n / 2, 0)  # the continuity correction
     spread = math.sqrt(first * (n - first) * second * (n - second))
-    phi = (max(cross - n / 2, 0) if cross > 0 else cross) / spread if spread else 0.0
-    low = (p1 - l1) ** 2 - 2 * phi * (p1 - l1) * (u2 - p2) + (u2 - p2) ** 2
-    high = (u1 - p1) ** 2 - 2 * phi * (u1 - p1) * (p2 - l2) + (p2 - l2) ** 2
-    return p1 - p2, [p1 - p2 - math.sqrt(max(low, 0)), p1 - p2 + math.sqrt(max(high, 0))]
+    phi = cross / spread if spread else 0.0
+
+    below1 = p1 - low1
+    above1 = high1 - p1
+    below2 = p2 - low2
+    above2 = high2 - p2
+    below = below1**2 - 2 * phi * below1 * above2 + above2**2
+    above = above1**2 - 2 * phi * above1 * below2 + below2**2
+    difference = p1 - p2
+    low = difference - math.sqrt(max(below, 0))
+    high = difference + math.sqrt(max(above, 0))
+    return difference, [low, high]
 
 
-def samples_needed(p1, p2):
-    """Return the samples per arm that show p1 against p2 at 5 % with 80 % power (Fleiss, normal approximation)."""
+def samples_needed(p1: float, p2: float) -> int:
+    """Return the samples per arm that show p1 against p2 at 5 % with 80 % power (Fleiss)."""
     from scipy.stats import norm
-    mean, a, b = (p1 + p2) / 2, norm.ppf(0.975), norm.ppf(0.8)
-    root = a * math.sqrt(2 * mean * (1 - mean)) + b * math.sqrt(p1 * (1 - p1) + p2 * (1 - p2))
+
+    mean = (p1 + p2) / 2
+    spread_if_equal = math.sqrt(2 * mean * (1 - mean))
+    spread = math.sqrt(p1 * (1 - p1) + p2 * (1 - p2))
+    root = norm.ppf(0.975) * spread_if_equal + norm.ppf(0.8) * spread
     return math.ceil((root / (p1 - p2)) ** 2)
 
 
-def verdict(comparison, n, base_rate, lora_rate, up="improved"):
-    """Return one sentence on a comparison (a value of summarize(...)["comparisons"]); `up` names a rise."""
-    points, (low, high), p = (100 * comparison["difference"], comparison["difference_ci95"], comparison["mcnemar_p"])
+def compare(first: list[bool], second: list[bool]) -> dict:
+    """Compare two verdicts on the same samples: difference of the rates, interval, exact p."""
+    pairs = list(zip(first, second))
+    both = pairs.count((True, True))
+    only_first = pairs.count((True, False))
+    only_second = pairs.count((False, True))
+    neither = pairs.count((False, False))
+    difference, interval = paired_difference(both, only_first, only_second, neither)
+    return {
+        "difference": difference,
+        "difference_ci95": interval,
+        "mcnemar_p": mcnemar(only_first, only_second),
+    }
+
+
+def verdict(comparison: dict, n: int, base_rate: float, lora_rate: float, up="improved") -> str:
+    """Return one sentence on a result of compare(); `up` names a rise."""
+    points = 100 * comparison["difference"]
+    p = comparison["mcnemar_p"]
     if p < 0.05:
-        p_text = "p < 0.001" if p < 0.001 else f"p = {p:.3f}"
-        return (f"{up if points > 0 else 'fell'} by {abs(points):.0f} points "
-                f"(95 % CI {100 * low:.0f} to {100 * high:.0f}, n = {n}, {p_text})")
-    sentence = f"no difference shown at n = {n} (p = {p:.2f})"
+        low, high = comparison["difference_ci95"]
+        interval = f"95 % CI {100 * low:.0f} to {100 * high:.0f}"
+        moved = up if points > 0 else "fell"
+        return f"{moved} by {abs(points):.0f} points ({interval}, n = {n}, {p_text(p)})"
+    sentence = f"no difference shown at n = {n} ({p_text(p)})"
     if abs(points) < 1:
         return sentence
-    return f"{sentence}; about {samples_needed(base_rate, lora_rate)} per arm are needed for {abs(points):.0f} points"
+    needed = samples_needed(base_rate, lora_rate)
+    return f"{sentence}; about {needed} per arm are needed for {abs(points):.0f} points"
 
 
-def grade(text, truncated, gold, problem):
-    """Return the verdicts on one completion: language as the tutorial takes it, graded share, correctness."""
-    from rewards import get_lang, is_correct, language_share, split_reasoning, target_lang
-    lang, correct = get_lang(text), bool(is_correct(text, gold))
-    return {"lang": lang, "language_share": language_share(split_reasoning(text)[0], problem),
-            "indonesian_rate": lang == target_lang, "accuracy": correct,
-            "indonesian_and_correct": lang == target_lang and correct, "truncation_rate": truncated}
+def cost_sentence(comparisons: dict, language: str) -> str:
+    """Say in one sentence what changed: the language, and with it the right answers."""
+    thinks = describe_change(comparisons["indonesian_rate"])
+    right = describe_change(comparisons["accuracy"])
+    return f"thinks in {language} {thinks}; right {right}"
 
 
-def summarize(samples):
-    """Grade samples (rows of samples.jsonl) in place and return results.json's numbers for each arm they have."""
-    from rewards import target_lang
-    n, arms = len(samples), [arm for arm in ("base", "lora") if arm in samples[0]]
-    results = {"n": n, "target_lang": target_lang}
+def describe_change(comparison: dict) -> str:
+    """Return "52 points more often (p < 0.001)"; a difference that is not shown may be chance."""
+    points = round(100 * comparison["difference"])
+    p = comparison["mcnemar_p"]
+    if points == 0:
+        return f"as often as before ({p_text(p)})"
+    direction = "more" if points > 0 else "less"
+    chance = "" if p < 0.05 else ", which may be chance"
+    return f"{abs(points)} points {direction} often ({p_text(p)}{chance})"
+
+
+def p_text(p: float) -> str:
+    """Return a p value as people write it: three digits where it is small."""
+    if p < 0.001:
+        return "p < 0.001"
+    return f"p = {p:.3f}" if p < 0.05 else f"p = {p:.2f}"
+
+
+# --------------------------------------------------------------------------------------------------
+# Grading
+
+
+def configure_rewards(reasoning_tokens, target_lang: str, think_is_prefilled: bool):
+    """Tell rewards.py tags and language of the texts that it is to grade."""
+    import rewards
+
+    rewards.configure(reasoning_tokens, target_lang, think_is_prefilled=think_is_prefilled)
+
+
+def grade(text: str, truncated: bool, gold: str, problem: str) -> dict:
+    """Return the verdicts on one completion.
+
+    indonesian_rate: langid's label of the whole text is the target language (as in the tutorial).
+    accuracy: the final answer is right, with or without tags. closed_thought_rate: one thought with
+    content, and text after it.
+    """
+    import rewards
+
+    lang = rewards.get_lang(text)
+    in_target = lang == rewards.target_lang
+    correct = rewards.is_correct(text, gold, truncated) is True
+    thought, _ = rewards.split_reasoning(text)
+    return {
+        "lang": lang,
+        "language_share": rewards.language_share(thought, problem),
+        "indonesian_and_correct": in_target and correct,
+        "indonesian_rate": in_target,
+        "accuracy": correct,
+        "closed_thought_rate": rewards.is_well_formed(text),
+        "truncation_rate": truncated,
+    }
+
+
+def summarize(samples: list[dict]) -> dict:
+    """Grade samples (rows of samples.jsonl) in place; return the numbers of results.json."""
+    import rewards
+
+    arms = [key for key in samples[0] if key not in ("prompt", "answer")]
+    unreadable = [row for row in samples if rewards.is_correct("", row["answer"]) is None]
+    results = {
+        "n": len(samples),
+        "target_lang": rewards.target_lang,
+        "arms": arms,
+        "golds_that_are_no_number": len(unreadable),
+    }
     for arm in arms:
         for row in samples:
-            row[arm] |= grade(row[arm]["text"], row[arm]["truncated"], row["answer"], row["prompt"])
-        cells = [row[arm] for row in samples]
-        results[arm] = {"mean_tokens": sum(cell["tokens"] for cell in cells) / n,
-                        "language_share": sum(cell["language_share"] for cell in cells) / n}
-        for rate in RATES:
-            k = sum(cell[rate] for cell in cells)
-            results[arm] |= {rate: k / n, f"{rate}_ci95": wilson(k, n)}
-        # langid's one label against the graded share: good Indonesian read as Malay, or a foreign thought as Indonesian
-        differ = [cell for cell in cells if (cell["language_share"] >= 0.5) != cell["indonesian_rate"]]
-        examples = [{key: cell[key] for key in ("lang", "language_share", "text")} for cell in differ[:3]]
-        results[arm]["langid_disagrees"] = {"n": len(differ), "labels": sorted({cell["lang"] for cell in differ}),
-                                            "examples": examples}
-    if len(arms) == 2:
+            cell = row[arm]
+            cell.update(grade(cell["text"], cell["truncated"], row["answer"], row["prompt"]))
+        results[arm] = summarize_arm([row[arm] for row in samples])
+    if len(arms) > 1:
         results["comparisons"] = {}
         for rate in RATES:
-            pairs = [(row["lora"][rate], row["base"][rate]) for row in samples]
-            counts = [pairs.count(pair) for pair in ((True, True), (True, False), (False, True), (False, False))]
-            difference, interval = paired_difference(*counts)
-            results["comparisons"][rate] = {"difference": difference, "difference_ci95": interval,
-                                            "mcnemar_p": mcnemar(*counts[1:3])}
+            with_lora = [row[arms[-1]][rate] for row in samples]
+            without_lora = [row["base"][rate] for row in samples]
+            results["comparisons"][rate] = compare(with_lora, without_lora)
         results |= results["comparisons"]["indonesian_rate"]
     return results
 
 
-def draw(samples, results, path):
-    """Draw the rates with their intervals, and the first pairs of texts, to a PNG."""
-    import textwrap
+def summarize_arm(cells: list[dict]) -> dict:
+    """Return the numbers of one arm: means, rates with intervals, right answers by language."""
+    n = len(cells)
+    result = {
+        "mean_tokens": sum(cell["tokens"] for cell in cells) / n,
+        "language_share": sum(cell["language_share"] for cell in cells) / n,
+    }
+    for rate in RATES:
+        k = sum(cell[rate] for cell in cells)
+        result[rate] = k / n
+        result[f"{rate}_ci95"] = wilson(k, n)
+
+    # What the language cost. The language is langid's label, so that the counts add up to the rates
+    result["by_language"] = {}
+    for name, in_target in (("target", True), ("other", False)):
+        chosen = [cell for cell in cells if cell["indonesian_rate"] == in_target]
+        right = sum(cell["accuracy"] for cell in chosen)
+        result["by_language"][name] = {
+            "right": right,
+            "wrong": len(chosen) - right,
+            "accuracy": right / len(chosen) if chosen else None,
+            "accuracy_ci95": wilson(right, len(chosen)) if chosen else None,
+        }
+
+    # langid's label against the graded share: good Indonesian read as Malay, or a foreign thought
+    differ = []
+    for cell in cells:
+        if (cell["language_share"] >= 0.5) != cell["indonesian_rate"]:
+            differ.append({key: cell[key] for key in ("lang", "language_share", "text")})
+    result["langid_disagrees"] = {
+        "n": len(differ),
+        "labels": sorted({cell["lang"] for cell in differ}),
+        "examples": differ[:3],
+    }
+    return result
+
+
+def rescore(path: str):
+    """Grade a samples.jsonl again, with the settings of the results.json beside it."""
+    samples = read_samples(path)
+    results_file = os.path.join(os.path.dirname(path), "results.json")
+    try:
+        with open(results_file, encoding="utf-8") as file:
+            old = json.load(file)
+    except (OSError, ValueError) as error:
+        fail(f"--rescore: cannot read {results_file}: {one_line(error)}")
+    tokens = old.get("reasoning_tokens") if isinstance(old, dict) else None
+    if not isinstance(tokens, list) or [type(token) for token in tokens] != [str, str]:
+        fail(f"--rescore: {results_file} is not evaluate.py's: it has no reasoning_tokens")
+    if old.get("target_lang") not in data.LANGUAGES:
+        fail(f"--rescore: {results_file} is not evaluate.py's: it has no target_lang")
+    configure_rewards(tokens, old["target_lang"], old.get("think_is_prefilled", False))
+    report(samples, old | summarize(samples), path)
+
+
+def read_samples(path: str) -> list[dict]:
+    """Return the rows of a samples.jsonl; ends with one line if it is something else."""
+    try:
+        with open(path, encoding="utf-8") as file:
+            rows = [json.loads(line) for line in file if line.strip()]
+    except (OSError, ValueError) as error:
+        fail(f"--rescore: cannot read {path}: {one_line(error)}")
+    if not rows:
+        fail(f"--rescore: {path} is empty")
+    for line, row in enumerate(rows, start=1):
+        if not is_sample(row) or list(row) != list(rows[0]):
+            fail(f"--rescore: line {line} of {path} is no sample of evaluate.py's")
+    return rows
+
+
+def is_sample(row) -> bool:
+    """Say whether a row has a prompt, an answer and at least one graded text."""
+    if not isinstance(row, dict) or len(row) < 3:
+        return False
+    if not isinstance(row.get("prompt"), str) or not isinstance(row.get("answer"), str):
+        return False
+    for key, cell in row.items():
+        if key in ("prompt", "answer"):
+            continue
+        if not isinstance(cell, dict) or not isinstance(cell.get("text"), str):
+            return False
+        if not isinstance(cell.get("tokens"), int) or not isinstance(cell.get("truncated"), bool):
+            return False
+    return True
+
+
+# --------------------------------------------------------------------------------------------------
+# Report: files, pictures, printed tables
+
+
+def report(samples: list[dict], results: dict, samples_file: str):
+    """Write samples_file and, beside it, results.json, samples.md and pictures; print the tables.
+
+    All files are written before the first takes its name: a full disk leaves the old ones.
+    """
+    folder = os.path.dirname(samples_file)
+    files = {
+        "texts": os.path.basename(samples_file),
+        "pairs": "samples.md",
+        "picture": "eval.png",
+        "results": "results.json",
+    }
+    if "steps" in results:
+        files["curve"] = "curve.png"
+    results["files"] = files
+    os.makedirs(folder or ".", exist_ok=True)
+    with contextlib.ExitStack() as stack:
+        names = {}
+        for kind, name in files.items():
+            names[kind] = stack.enter_context(whole_file(os.path.join(folder, name)))
+        with open(names["texts"], "w", encoding="utf-8") as file:
+            file.writelines(json.dumps(row, ensure_ascii=False) + "\n" for row in samples)
+        with open(names["pairs"], "w", encoding="utf-8") as file:
+            file.write(make_pairs_page(samples, results))
+        with open(names["results"], "w", encoding="utf-8") as file:
+            json.dump(results, file, indent=1, ensure_ascii=False)
+        draw_rates(results, names["picture"])
+        if "curve" in files:
+            draw_curve(results, names["curve"])
+    if len(results["arms"]) > 1:
+        print_tutorial_result(results)
+    print_rates(results)
+    print_cost(results)
+    print_warnings(samples, results)
+
+
+def print_rates(results: dict):
+    """Print each rate of each arm with its interval, and the verdict on the last arm."""
+    n = results["n"]
+    lora = results["arms"][-1]
+    width = max(len(arm) for arm in results["arms"])
+    for rate in RATES:
+        for arm in results["arms"]:
+            low, high = results[arm][f"{rate}_ci95"]
+            interval = f"95 % CI {100 * low:.1f} to {100 * high:.1f}"
+            print(f"{rate:23} {arm:{width}} {100 * results[arm][rate]:5.1f} %  ({interval})")
+        if "comparisons" in results:
+            up = "improved"
+            if rate in ("closed_thought_rate", "truncation_rate"):
+                up = "rose"
+            comparison = results["comparisons"][rate]
+            sentence = verdict(comparison, n, results["base"][rate], results[lora][rate], up)
+            print(f"{'':23} {sentence}")
+    for arm in results["arms"]:
+        share = f"language_share {results[arm]['language_share']:.2f}"
+        differ = results[arm]["langid_disagrees"]
+        labels = f" {differ['labels']}" if differ["n"] else ""
+        contradicted = f"which langid contradicts on {differ['n']} of {n}{labels}"
+        tokens = f"{results[arm]['mean_tokens']:.1f}"
+        print(f"{'mean_tokens':23} {arm:{width}} {tokens}    {share}, {contradicted}")
+
+
+def print_cost(results: dict):
+    """Print right and wrong answers by language, and what the language cost in a sentence."""
+    language = data.LANGUAGES[results["target_lang"]][1]
+    width = max(len(arm) for arm in results["arms"])
+    print("\nwhat the language cost (language: langid on the whole text)")
+    print(f"{'':{width}} {'':20} right  wrong")
+    for arm in results["arms"]:
+        for key, name in (("target", language), ("other", "another language")):
+            cell = results[arm]["by_language"][key]
+            line = f"{arm:{width}} {name:20} {cell['right']:5}  {cell['wrong']:5}"
+            if cell["accuracy"] is not None:
+                low, high = cell["accuracy_ci95"]
+                interval = f"95 % CI {100 * low:.1f} to {100 * high:.1f}"
+                line += f"   {100 * cell['accuracy']:.1f} % right ({interval})"
+            print(line)
+    if "comparisons" in results:
+        print(f"verdict: {results['arms'][-1]} {cost_sentence(results['comparisons'], language)}")
+
+
+def print_warnings(samples: list[dict], results: dict):
+    """Name what makes the numbers worth less: no effect of the adapter, golds without number."""
+    lora = results["arms"][-1]
+    if lora != "base" and all(row["base"]["text"] == row[lora]["text"] for row in samples):
+        print(
+            "warning: every text is the same with and without LoRA: the adapter changes too "
+            "little, or is not applied"
+        )
+    unreadable = results["golds_that_are_no_number"]
+    if unreadable:
+        print(f"warning: {unreadable} of {results['n']} answers are no numbers: counted as wrong")
+
+
+def draw_rates(results: dict, path: str):
+    """Draw the rates of the first and the last arm, and right and wrong by language, to a PNG."""
+    plt = load_pyplot()
+    language = data.LANGUAGES[results["target_lang"]][1]
+    arms = first_and_last(results["arms"])
+    figure, (bars, cost) = plt.subplots(1, 2, figsize=(14, 5.5), width_ratios=[1.7, 1])
+    for i, arm in enumerate(arms):
+        x = [position + 0.4 * i for position in range(len(RATES))]
+        y = [100 * results[arm][rate] for rate in RATES]
+        low = [100 * results[arm][f"{rate}_ci95"][0] for rate in RATES]
+        high = [100 * results[arm][f"{rate}_ci95"][1] for rate in RATES]
+        below = [max(value - end, 0) for value, end in zip(y, low)]
+        above = [max(end - value, 0) for value, end in zip(y, high)]
+        drawn = bars.bar(x, y, 0.38, yerr=[below, above], capsize=4, label=arm)
+        bars.bar_label(drawn, fmt="%.0f", padding=2)
+    middle = 0.2 * (len(arms) - 1)
+    names = [rate.replace("_", "\n") for rate in RATES]
+    bars.set_xticks([position + middle for position in range(len(RATES))], names)
+    title = f"n = {results['n']}, target {language}, 95 % Wilson intervals"
+    bars.set(ylim=(0, 105), ylabel="% of the texts", title=title)
+    bars.legend()
+
+    parts = [
+        ("target", "right", f"{language}, right", "tab:green"),
+        ("target", "wrong", f"{language}, wrong", "lightgreen"),
+        ("other", "right", "another language, right", "tab:gray"),
+        ("other", "wrong", "another language, wrong", "lightgray"),
+    ]
+    bottom = [0.0 for _ in arms]
+    for key, kind, label, color in parts:
+        shares = [100 * results[arm]["by_language"][key][kind] / results["n"] for arm in arms]
+        drawn = cost.bar(arms, shares, 0.5, bottom=bottom, label=label, color=color)
+        labels = [f"{share:.0f}" if share >= 4 else "" for share in shares]
+        cost.bar_label(drawn, labels, label_type="center")
+        bottom = [start + share for start, share in zip(bottom, shares)]
+    cost.set(ylim=(0, 100), xlim=(-0.6, len(arms) - 0.4), title="what the language cost")
+    cost.legend(loc="upper center", bbox_to_anchor=(0.5, -0.07), ncols=2, fontsize=9)
+    save_figure(figure, path)
+
+
+def draw_curve(results: dict, path: str):
+    """Draw language, accuracy and both against the training step (the base is step 0) to a PNG."""
+    plt = load_pyplot()
+    steps = {"base": 0} | results["steps"]
+    figure, axes = plt.subplots(figsize=(9, 5.5))
+    for rate in ("indonesian_rate", "accuracy", "indonesian_and_correct"):
+        y = [100 * results[arm][rate] for arm in steps]
+        low = [100 * results[arm][f"{rate}_ci95"][0] for arm in steps]
+        high = [100 * results[arm][f"{rate}_ci95"][1] for arm in steps]
+        axes.plot(steps.values(), y, marker="o", label=rate)
+        axes.fill_between(list(steps.values()), low, high, alpha=0.15)
+    language = data.LANGUAGES[results["target_lang"]][1]
+    title = f"{language}, n = {results['n']}, 95 % Wilson intervals"
+    axes.set(ylim=(0, 105), xlabel="training step (0: base)", ylabel="% of the texts", title=title)
+    axes.legend()
+    axes.grid(alpha=0.3)
+    save_figure(figure, path)
+
+
+def load_pyplot():
+    """Return matplotlib's pyplot, drawing without a screen."""
     import matplotlib
+
     matplotlib.use("Agg")
     import matplotlib.pyplot as plt
-    arms = [arm for arm in ("base", "lora") if arm in results]
-    figure, (bars, texts) = plt.subplots(1, 2, figsize=(14, 6), width_ratios=[1, 1.4])
-    for offset, arm in enumerate(arms):
-        y = [100 * results[arm][rate] for rate in RATES]
-        error = [[100 * abs(results[arm][rate] - results[arm][f"{rate}_ci95"][side]) for rate in RATES] for side in (0, 1)]
-        bars.bar([i + 0.38 * offset for i in range(len(RATES))], y, 0.36, yerr=error, capsize=4, label=arm)
-    bars.set_xticks([i + 0.19 * (len(arms) - 1) for i in range(len(RATES))], [rate.replace("_", "\n") for rate in RATES])
-    bars.set(ylim=(0, 105), ylabel="%", title=f"{results['target_lang']}, n = {results['n']}, 95 % Wilson intervals")
-    bars.legend()
-    lines = []
-    for row in samples[:3]:
-        lines += [f"Q: {row['prompt'][:150]} (gold {row['answer']})", *(f"{arm}: {row[arm]['text'][:330]}" for arm in arms), ""]
-    wrapped = "\n".join(textwrap.fill(line, 95) for line in lines)
-    texts.text(0, 1, wrapped.replace("$", r"\$"), va="top", fontsize=8, family=["monospace"])
-    texts.axis("off")
+
+    plt.close("all")
+    return plt
+
+
+def save_figure(figure, path: str):
+    """Write a figure as PNG, whatever the file is called."""
     figure.tight_layout()
-    figure.savefig(path, dpi=110)
+    figure.savefig(path, dpi=110, format="png")
 
 
-def report(samples, results, samples_file):
-    """Write samples_file, results.json and eval.png, and print the tutorial's lines, then the rates and verdicts."""
-    folder = os.path.dirname(samples_file)
-    draw(samples, results, os.path.join(folder, "eval.png"))
-    with open(samples_file, "w", encoding="utf-8") as file:
-        file.writelines(json.dumps(row, ensure_ascii=False) + "\n" for row in samples)
-    with open(os.path.join(folder, "results.json"), "w", encoding="utf-8") as file:
-        json.dump(results, file, indent=1, ensure_ascii=False)
-    n = results["n"]
-    if "comparisons" in results:
-        from data import LANGUAGES
-        language = LANGUAGES[results["target_lang"]][0]
-        with_lora, without = (round(results[arm]["indonesian_rate"] * n) for arm in ("lora", "base"))
-        print(f"\n在{n}个样本上比较使用和不使用LoRA的语言使用情况:\n{'=' * 60}")
-        print(f"使用LoRA - {language}响应: {with_lora}/{n} ({with_lora / n * 100:.1f}%)")
-        print(f"不使用LoRA - {language}响应: {without}/{n} ({without / n * 100:.1f}%)")
-        print(f"改进: 使用LoRA增加了{with_lora - without}个{language}响应\n")
-    for rate in RATES:
-        for arm in ("base", "lora"):
-            if arm in results:
-                low, high = results[arm][f"{rate}_ci95"]
-                print(f"{rate:23} {arm}  {100 * results[arm][rate]:5.1f} %  (95 % CI {100 * low:.1f} to {100 * high:.1f})")
-        if "comparisons" in results:
-            up = "rose" if rate == "truncation_rate" else "improved"
-            print(f"{'':23} {verdict(results['comparisons'][rate], n, results['base'][rate], results['lora'][rate], up)}")
-    for arm in ("base", "lora"):
-        if arm in results:
-            differ = results[arm]["langid_disagrees"]
-            print(f"{'mean_tokens':23} {arm}  {results[arm]['mean_tokens']:.1f}    language_share {results[arm]['language_share']:.2f}, "
-                  f"which langid contradicts on {differ['n']} of {n} {differ['labels'] or ''}")
+def choose_pairs(samples: list[dict], lora: str, n: int = 10) -> list[tuple[str, dict]]:
+    """Return n rows as (kind, row), about equally many of each kind; the same ones every time.
+
+    win: only the LoRA's text is in the target language and right; loss: only the base's; tie: both
+    or neither.
+    """
+    import random
+
+    kinds = {"win": [], "loss": [], "tie": []}
+    for row in samples:
+        before = row["base"]["indonesian_and_correct"]
+        after = row[lora]["indonesian_and_correct"]
+        if before == after:
+            kinds["tie"].append(row)
+        elif after:
+            kinds["win"].append(row)
+        else:
+            kinds["loss"].append(row)
+    taken = {kind: 0 for kind in kinds}
+    for _ in range(min(n, len(samples))):
+        left = [kind for kind in kinds if taken[kind] < len(kinds[kind])]
+        taken[min(left, key=taken.get)] += 1
+    chooser = random.Random(3407)
+    chosen = []
+    for kind, rows in kinds.items():
+        for row in chooser.sample(rows, taken[kind]):
+            chosen.append((kind, row))
+    return chosen
+
+
+def make_pairs_page(samples: list[dict], results: dict) -> str:
+    """Return samples.md: ten samples, before and after, chosen at random among each kind."""
+    lora = results["arms"][-1]
+    chosen = choose_pairs(samples, lora)
+    lines = [f"# {len(chosen)} of {results['n']} samples", ""]
+    lines.append(f"base against {lora}; all texts are in {results['files']['texts']}.")
+    lines.append("A win is a text in the target language with the right answer where the base has")
+    lines.append("none, a loss the reverse. Each kind is drawn at random and shown about equally")
+    lines.append("often, however rare it is.")
+    for i, (kind, row) in enumerate(chosen, start=1):
+        lines += ["", f"## {i}. {kind}", ""]
+        lines += [fence(row["prompt"]), "", f"Right answer: `{row['answer']}`"]
+        for arm in first_and_last(results["arms"]):
+            cell = row[arm]
+            facts = [cell["lang"], "right" if cell["accuracy"] else "wrong"]
+            facts.append(f"{cell['tokens']} tokens")
+            if cell["truncated"]:
+                facts.append("cut off")
+            lines += ["", f"**{arm}**: {', '.join(facts)}", "", fence(cell["text"])]
+    return "\n".join(lines) + "\n"
+
+
+def first_and_last(arms: list[str]) -> list[str]:
+    """Return the base and the last adapter, or the base alone."""
+    return arms if len(arms) < 3 else [arms[0], arms[-1]]
+
+
+def fence(text: str, width: int = 100) -> str:
+    """Return a text as a Markdown block that shows it literally, long lines wrapped."""
+    import textwrap
+
+    mark = "~~~~"
+    while mark in text:
+        mark += "~"
+    lines = [mark]
+    for line in text.splitlines():
+        lines += textwrap.wrap(line, width) or [""]
+    return "\n".join([*lines, mark])
+
+
+def log_to_swanlab(args, samples: list[dict], results: dict, folder: str):
+    """Log rates, texts and pictures to SwanLab."""
+    start_swanlab(args)
+    import swanlab
+
+    arms = results["arms"]
+    swanlab.log({f"eval/{arm}/{rate}": results[arm][rate] for arm in arms for rate in RATES})
+    rows = []
+    for row in samples:
+        rows.append([row["prompt"], row["answer"], *(row[arm]["text"] for arm in arms)])
+    table = swanlab.echarts.Table()
+    table.add(["prompt", "answer", *arms], rows)
+    swanlab.log({"eval/samples": table})
+    for kind in ("picture", "curve"):
+        if kind in results["files"]:
+            path = os.path.join(folder, results["files"][kind])
+            swanlab.log({f"eval/{kind}": swanlab.Image(path)})
+    swanlab.finish()
+
+
+# --------------------------------------------------------------------------------------------------
+# Arguments, adapters and data
+
+
+def check_folder(folder: str):
+    """End with one line if an evaluation cannot be written there; leaves nothing behind."""
+    import tempfile
+
+    if os.path.isdir(folder) and os.listdir(folder):
+        if not {"samples.jsonl", "results.json"} & set(os.listdir(folder)):
+            fail(f"{folder} holds something else than an evaluation: take another --name")
+    existing = os.path.abspath(folder)
+    while not os.path.exists(existing):
+        existing = os.path.dirname(existing)
+    try:
+        tempfile.TemporaryFile(dir=existing).close()
+    except OSError as error:
+        fail(f"cannot write to {folder}: {one_line(error)}")
+
+
+def check_vocabulary(args, tokenizer):
+    """End with one line if the tokenizer has tokens that the model does not know."""
+    from transformers import AutoConfig
+
+    try:
+        config = AutoConfig.from_pretrained(
+            args.model, revision=args.revision, trust_remote_code=False
+        )
+    except Exception as error:  # transformers raises many types for a config.json that is none
+        fail(f"cannot read config.json of {args.model}: {one_line(error)}")
+    if len(tokenizer) > config.get_text_config().vocab_size:
+        fail(
+            f"the tokenizer of {args.model} has {len(tokenizer)} tokens, more than the model's "
+            "vocabulary"
+        )
+
+
+def find_adapters(args, run: dict) -> dict[str, str]:
+    """Return {name: folder} of the checked adapters, in the order of their steps; one is "lora"."""
+    folders = args.adapter or [os.path.join(args.output_dir, "grpo_lora")]
+    if folders == ["none"]:
+        return {}
+    for folder in folders:
+        check_adapter(folder, args.model)
+    if len(folders) == 1:
+        return {"lora": folders[0]}
+    adapters = {}
+    for folder in sorted(folders, key=lambda folder: get_step(folder, run)):
+        name = os.path.basename(os.path.normpath(folder)).replace(".", "-")  # PEFT takes no dots
+        if name in adapters or name in ("base", "prompt", "answer"):
+            fail(f"--adapter: several folders need different names, other than {name}")
+        adapters[name] = folder
+    return adapters
+
+
+def get_step(folder: str, run: dict) -> int:
+    """Return the step of an adapter: N of checkpoint-N, else the last step of the run."""
+    start, _, step = os.path.basename(os.path.normpath(folder)).rpartition("-")
+    if start == "checkpoint" and step.isdecimal():
+        return int(step)
+    if not run.get("last_step"):
+        fail(f"--adapter {folder}: a curve needs checkpoint-N folders, or run.json of a whole run")
+    return run["last_step"]["step"]
+
+
+def load_prompts(args, run: dict, tokenizer):
+    """Return (dataset, "train" or "held-out"): the rows to sample from.
+
+    Of the data set that train.py used these are the rows that it trained on, or that it left out,
+    whatever the system prompt is now. Any other data set is held out as a whole.
+    """
+    used = run.get("arguments")
+    options = argparse.Namespace(**vars(args))
+    other_data = used is not None and not is_same_data(args, used)
+    if other_data:
+        options.eval_fraction = 0.0
+    elif used is not None:
+        for name in ("system_prompt", "target_lang", "seed"):
+            setattr(options, name, used[name])
+        options.reasoning_tokens = used["reasoning_tokens"] or args.reasoning_tokens
+    dataset, held_out, _ = data.load_math_dataset(options, tokenizer)
+
+    split = "held-out" if other_data else args.split
+    if split == "held-out" and not other_data:
+        questions = held_out and [prompt[-1]["content"] for prompt in held_out["prompt"]]
+        if not questions or questions != run.get("held_out"):
+            fail(
+                f"--split held-out: {args.output_dir}/run.json does not show that train.py left "
+                "these prompts out; train with --eval-fraction"
+            )
+        dataset = held_out
+    if args.num_samples > len(dataset):
+        fail(f"--num-samples {args.num_samples}: there are {len(dataset)} {split} prompts")
+    return dataset, split
+
+
+def is_same_data(args, used: dict) -> bool:
+    """Say whether --dataset is what train.py used: the same file, or the same part of a hub set."""
+    if os.path.exists(args.dataset) and os.path.exists(used["dataset"]):
+        if not os.path.samefile(args.dataset, used["dataset"]):
+            return False
+        if os.path.isfile(args.dataset):
+            return True
+    elif args.dataset != used["dataset"]:
+        return False
+    names = ("dataset_config", "dataset_split", "dataset_revision")
+    return all(getattr(args, name) == used.get(name) for name in names)
+
+
+def folder_name(value: str) -> str:
+    """Argparse type: the name of one folder, not a path."""
+    if not value.strip() or value.startswith(".") or os.path.basename(value) != value:
+        raise argparse.ArgumentTypeError(f"{value!r} is not the name of a folder")
+    return value
+
+
+def apply_run_defaults(parser):
+    """Let what train.py used (OUTPUT_DIR/run.json) be the default for model and data."""
+    first = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
+    first.error = fail
+    for flag in ("--output-dir", "--model", "--rescore"):
+        first.add_argument(flag)
+    given, _ = first.parse_known_args()
+    output_dir = given.output_dir or parser.get_default("output_dir")
+    run = {} if given.rescore else read_run(output_dir)
+    if not run:
+        return
+    used = run.get("arguments")
+    for name in (
+        "model",
+        "dataset",
+        "dataset_config",
+        "dataset_split",
+        "system_prompt",
+        "target_lang",
+        "reasoning_tokens",
+        "max_prompt_quantile",
+        "eval_fraction",
+        "seed",
+    ):
+        if not isinstance(used, dict) or name not in used:
+            fail(f"{output_dir}/run.json is not train.py's, or of an older one: it has no {name}")
+        parser.set_defaults(**{name: used[name]})
+    for name in ("revision", "dataset_revision"):
+        parser.set_defaults(**{name: used.get(name)})
+    # stock TRL has no 4-bit base; another model (merged_16bit, for instance) is taken as it is
+    own_model = given.model in (None, used["model"])
+    in_4bit = own_model and used.get("engine") == "unsloth" and used.get("load_in_4bit")
+    parser.set_defaults(load_in_4bit=bool(in_4bit))
+
+
+def parse_arguments():
+    parser = data.make_parser(__doc__)
+    group = parser.add_argument_group("evaluation")
+    group.add_argument(
+        "--output-dir", default="outputs", help="train.py's folder; results go to a folder in it"
+    )
+    group.add_argument(
+        "--name",
+        type=folder_name,
+        help="folder of the results in --output-dir; default: eval, or eval-curve for several "
+        "adapters, eval-alone for none",
+    )
+    group.add_argument(
+        "--adapter",
+        nargs="+",
+        metavar="FOLDER",
+        help="LoRA folder, several for a curve, or none for the model alone; default: "
+        "OUTPUT_DIR/grpo_lora",
+    )
+    group.add_argument(
+        "--split",
+        choices=["train", "held-out"],
+        default="train",
+        help="prompts to sample; train: the tutorial's choice",
+    )
+    group.add_argument(
+        "--num-samples",
+        type=number(int, least=1),
+        default=20,
+        metavar="N",
+        help="prompts to sample",
+    )
+    group.add_argument(
+        "--prompt",
+        type=data.text,
+        action="append",
+        metavar="TEXT",
+        help="only answer this, with and without LoRA and system prompt (repeatable)",
+    )
+    group.add_argument("--rescore", metavar="FILE", help="only grade this samples.jsonl again")
+    group = parser.add_argument_group("generation")
+    group.add_argument(
+        "--max-tokens",
+        type=number(int, least=1),
+        default=2048,
+        metavar="N",
+        help="longest completion, in tokens",
+    )
+    group.add_argument(
+        "--temperature",
+        type=number(float, least=0),
+        default=1.0,
+        metavar="T",
+        help="sampling temperature; 0: greedy",
+    )
+    group.add_argument(
+        "--top-k",
+        type=number(int, least=-1),
+        default=50,
+        metavar="K",
+        help="number of tokens to sample from; -1: all",
+    )
+    group.add_argument(
+        "--load-in-4bit",
+        action=argparse.BooleanOptionalAction,
+        default=True,
+        help="4-bit base (vLLM only); where run.json is, as trained",
+    )
+    group.add_argument(
+        "--fast-inference",
+        action=argparse.BooleanOptionalAction,
+        default=True,
+        help="generate with vLLM (needs a GPU)",
+    )
+    group.add_argument(
+        "--gpu-memory-utilization",
+        type=number(float, above=0, most=1),
+        default=0.7,
+        metavar="SHARE",
+        help="vLLM's share of GPU memory",
+    )
+    group.add_argument(
+        "--enforce-eager",
+        action="store_true",
+        help="vLLM without compilation and CUDA graphs: starts sooner, generates slower",
+    )
+    data.add_data_arguments(parser)
+    group = parser.add_argument_group("tracking")
+    group.add_argument("--report-to", choices=["swanlab", "none"], default="none", help="tracker")
+    group.add_argument(
+        "--swanlab-mode",
+        choices=["offline", "cloud", "local", "disabled"],
+        default="offline",
+        help="cloud needs `swanlab login`",
+    )
+    apply_run_defaults(parser)
+    args = parser.parse_args()
+
+    adapters = args.adapter or []
+    if len(adapters) > 1 and "none" in adapters:
+        fail("--adapter none stands alone")
+    if args.name is None:
+        args.name = "eval-curve" if len(adapters) > 1 else "eval"
+        if adapters == ["none"]:
+            args.name = "eval-alone"
+    if args.report_to == "swanlab" and not importlib.util.find_spec("swanlab"):
+        fail("--report-to swanlab: no such package; pip install swanlab")
+    return args
 
 
 if __name__ == "__main__":
-    # -----------------------------------------------------------------------------------------------------------------
-    # Arguments
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0], formatter_class=argparse.ArgumentDefaultsHelpFormatter)
-    add_data_arguments(parser)
-    group = parser.add_argument_group("evaluation")
-    group.add_argument("--output-dir", default="outputs", help="train.py's output folder; results go to its eval/")
-    group.add_argument("--adapter", help="LoRA folder, or none for the model alone (None: OUTPUT_DIR/grpo_lora)")
-    group.add_argument("--split", choices=["train", "held-out"], default="train",
-                       help="prompts to sample; train: the tutorial's choice")
-    group.add_argument("--num-samples", type=int, default=20, help="number of prompts")
-    group.add_argument("--max-tokens", type=int, default=2048, help="longest completion, in tokens")
-    group.add_argument("--temperature", type=float, default=1.0, help="sampling temperature; 0: greedy")
-    group.add_argument("--top-k", type=int, default=50, help="number of tokens to sample from")
-    group.add_argument("--load-in-4bit", action=argparse.BooleanOptionalAction, default=True,
-                       help="4-bit base (GPU); where run.json is, as trained")
-    group.add_argument("--fast-inference", action=argparse.BooleanOptionalAction, default=True,
-                       help="generate with vLLM (needs a GPU)")
-    group.add_argument("--gpu-memory-utilization", type=float, default=0.7, help="vLLM's share of GPU memory, 0 to 1")
-    group.add_argument("--rescore", metavar="FILE", help="only grade this samples.jsonl again")
-    group.add_argument("--report-to", choices=["swanlab", "none"], default="none", help="tracker")
-    group.add_argument("--swanlab-mode", choices=["offline", "cloud", "local", "disabled"], default="offline",
-                       help="cloud needs `swanlab login`")
-    parser.error = lambda message: parser.exit(2, f"error: {message}\n")
-    args = parser.parse_args()
-    run, split_seed = {}, args.seed
-    run_file = os.path.join(args.output_dir, "run.json")
-    if os.path.exists(run_file) and not args.rescore:
-        run = json.load(open(run_file))
-        names = ("model", "dataset", "dataset_config", "dataset_split", "system_prompt", "target_lang", "reasoning_tokens",
-                 "max_prompt_quantile", "eval_fraction", "seed")
-        parser.set_defaults(**{name: run["arguments"][name] for name in names})
-        same_model = parser.parse_args().model == run["arguments"]["model"]  # not so: merged_16bit alone, for instance
-        parser.set_defaults(load_in_4bit=same_model and run["effective"]["load_in_4bit"])
-        args, split_seed = parser.parse_args(), run["arguments"]["seed"]
-
-    import rewards
-    if args.rescore:
-        try:
-            samples = [json.loads(line) for line in open(args.rescore, encoding="utf-8")]
-            old = json.load(open(os.path.join(os.path.dirname(args.rescore), "results.json"), encoding="utf-8"))
-            rewards.target_lang = old["target_lang"]
-            rewards.reasoning_start, rewards.reasoning_end = old["reasoning_tokens"]
-            report(samples, old | summarize(samples), args.rescore)
-        except (OSError, ValueError, KeyError, IndexError, TypeError) as error:
-            parser.error(f"--rescore {args.rescore}: these are not evaluate.py's samples beside their results.json ({error!r})")
-        raise SystemExit
-
-    # -----------------------------------------------------------------------------------------------------------------
-    # Adapter, tokenizer and prompts
-    started = time.time()
-    rewards.target_lang = args.target_lang
-    adapter = None if args.adapter == "none" else args.adapter or os.path.join(args.output_dir, "grpo_lora")
-    folder = os.path.join(args.output_dir, "eval" if adapter else "eval-alone")
-    import torch
-    from transformers import AutoConfig
-    try:
-        tokenizer = load_tokenizer(args.model)
-        tokenizer.pad_token = tokenizer.pad_token or tokenizer.eos_token
-        adapter_config = check_adapter(adapter, args.model) if adapter else None
-        if len(tokenizer) > AutoConfig.from_pretrained(args.model).get_text_config().vocab_size:
-            raise ValueError(f"the tokenizer of {args.model} has {len(tokenizer)} tokens, more than the model's vocabulary")
-        rewards.reasoning_start, rewards.reasoning_end = args.reasoning_tokens or get_reasoning_tokens(tokenizer)
-        dataset, held_out, _ = load_math_dataset(argparse.Namespace(**vars(args) | {"seed": split_seed}), tokenizer)
-    except (ValueError, OSError) as error:
-        parser.error(str(error).split("\n")[0])
-    if args.split == "held-out":
-        questions = held_out and [prompt[-1]["content"] for prompt in held_out["prompt"]]
-        if not questions or questions != run.get("held_out"):
-            parser.error(f"--split held-out: {run_file} does not show that train.py left these prompts out; train with "
-                         "--eval-fraction")
-        dataset = held_out
-    if args.num_samples > len(dataset) or args.num_samples < 1:
-        parser.error(f"--num-samples {args.num_samples}: the {args.split} split has {len(dataset)} prompts")
-    if args.max_tokens < 1 or args.temperature < 0:
-        parser.error("--max-tokens must be at least 1, and --temperature at least 0")
-    try:
-        os.makedirs(folder, exist_ok=True)
-        open(os.path.join(folder, "samples.jsonl"), "a").close()  # fails now, not after an hour, where we may not write
-    except OSError as error:
-        parser.error(str(error))
-    dataset = dataset.shuffle(seed=args.seed).select(range(args.num_samples))
-
-    def render(messages):
-        return tokenizer.apply_chat_template(messages, add_generation_prompt=True, tokenize=False)
-
-    system = {"role": "system", "content": make_system_prompt(args.system_prompt, args.target_lang)}
-    user = {"role": "user", "content": "Solve (x + 2)^2 = 0"}
-    arms = ("base", "lora") if adapter else ("base",)
-    singles = [{"arm": arm, "title": title, "prompt": prompt} for arm, title, prompt in (
-        ("base", "no template", "What is the sqrt of 101?"), ("lora", "no system prompt", render([user])),
-        ("lora", "system prompt", render([system, user])), ("base", "system prompt", render([system, user]))) if arm in arms]
-    samples = [{"prompt": row["prompt"][-1]["content"], "answer": row["answer"]} | {arm: {} for arm in arms} for row in dataset]
-    prompts = [render(row["prompt"]) for row in dataset]
-    # A job: arm, prompt as text, seed, and the dictionary that takes the completion; a prompt has one seed for both arms
-    jobs = [(single["arm"], single["prompt"], args.seed, single) for single in singles]
-    for arm in arms:
-        jobs += [(arm, prompt, args.seed + i, sample[arm]) for i, (prompt, sample) in enumerate(zip(prompts, samples))]
-    ids = [tokenizer(prompt, add_special_tokens=False)["input_ids"] for _, prompt, _, _ in jobs]
-
-    # -----------------------------------------------------------------------------------------------------------------
-    # Generate: outputs is a list of (token ids, was it cut off)
-    if torch.cuda.is_available() and args.fast_inference:
-        from vllm import LLM, SamplingParams
-        from vllm.lora.request import LoRARequest
-        rank = next(size for size in (8, 16, 32, 64, 128, 256, 512) if size >= adapter_config["r"]) if adapter else 16  # vLLM's sizes
-        llm = LLM(model=args.model, enable_lora=bool(adapter), max_lora_rank=rank,
-                  max_model_len=max(max(map(len, ids)) + args.max_tokens, 2048), max_num_batched_tokens=4096,  # as in train.py
-                  gpu_memory_utilization=args.gpu_memory_utilization,
-                  max_num_seqs=min(len(ids), 256),  # few sequences need few CUDA graphs: the engine starts faster
-                  quantization="bitsandbytes" if args.load_in_4bit else None, enable_prefix_caching=True, seed=args.seed)
-        loaded = time.time()
-        lora = adapter and LoRARequest("grpo_lora", 1, os.path.abspath(adapter))
-        finished = llm.generate(
-            [{"prompt_token_ids": row} for row in ids],
-            [SamplingParams(temperature=args.temperature, top_k=args.top_k, seed=seed, max_tokens=args.max_tokens)
-             for _, _, seed, _ in jobs],
-            lora_request=[lora if arm == "lora" else None for arm, _, _, _ in jobs])
-        outputs = [(list(item.outputs[0].token_ids), item.outputs[0].finish_reason == "length") for item in finished]
-    else:
-        from contextlib import nullcontext
-        from tqdm import tqdm
-        from transformers import AutoModelForCausalLM
-        device = "cuda" if torch.cuda.is_available() else "cpu"
-        dtype = torch.bfloat16 if device == "cuda" else torch.float32
-        model = AutoModelForCausalLM.from_pretrained(args.model, dtype=dtype).to(device)
-        if adapter:
-            from peft import PeftModel
-            model = PeftModel.from_pretrained(model, adapter)
-        loaded = time.time()
-        args.load_in_4bit = False  # results.json says what was evaluated
-        sampling = ({"do_sample": True, "temperature": args.temperature, "top_k": max(args.top_k, 0), "top_p": 1.0}
-                    if args.temperature else {"do_sample": False})
-        batches = []
-        for arm in arms:
-            own = [i for i, job in enumerate(jobs) if job[0] == arm]
-            batches += [own[start:start + 64] for start in range(0, len(own), 64)]
-        outputs = [None] * len(jobs)
-        for batch in tqdm(batches, desc="generate"):
-            torch.manual_seed(jobs[batch[-1]][2])
-            padded = tokenizer.pad({"input_ids": [ids[i] for i in batch]}, padding_side="left", return_tensors="pt").to(device)
-            with torch.no_grad(), model.disable_adapter() if adapter and jobs[batch[0]][0] == "base" else nullcontext():
-                rows = model.generate(**padded, max_new_tokens=args.max_tokens, **sampling)[:, padded["input_ids"].shape[1]:]
-            for i, row in zip(batch, rows.tolist()):
-                end = row.index(tokenizer.eos_token_id) + 1 if tokenizer.eos_token_id in row else len(row)
-                outputs[i] = row[:end], tokenizer.eos_token_id not in row
-
-    # -----------------------------------------------------------------------------------------------------------------
-    # Grade, save, summary
-    seconds = {"load": round(loaded - started, 1), "generate": round(time.time() - loaded, 1)}
-    for (_, _, _, cell), (row, truncated) in zip(jobs, outputs):
-        cell |= {"text": tokenizer.decode(row, skip_special_tokens=True), "tokens": len(row), "truncated": truncated}
-    for single in singles:
-        print(f"{'=' * 60}\n{single['arm']}, {single['title']}: {single['prompt']}\n{single['text']}")
-    results = summarize(samples) | {
-        "split": args.split,
-        "reasoning_tokens": [rewards.reasoning_start, rewards.reasoning_end],
-        "single_prompts": singles,
-        "arguments": vars(args),
-        "versions": run.get("versions"),
-        "commit": run.get("commit"),
-        "seconds": seconds,
-    }
-    report(samples, results, os.path.join(folder, "samples.jsonl"))
-    if adapter and all(row["base"]["text"] == row["lora"]["text"] for row in samples):
-        print("warning: every text is the same with and without LoRA: the adapter changes too little, or is not applied")
-    print(f"seconds: {seconds}\nwritten: {folder}/results.json, samples.jsonl, eval.png")
-    if args.report_to == "swanlab":
-        import swanlab
-        swanlab.init(project="grpo-indonesian", mode=args.swanlab_mode, logdir=os.path.join(args.output_dir, "swanlog"),
-                     config=vars(args))
-        swanlab.log({f"eval/{arm}/{rate}": results[arm][rate] for arm in arms for rate in RATES})
-        table = swanlab.echarts.Table()
-        rows = [[row["prompt"], row["answer"], *(row[arm]["text"] for arm in arms)] for row in samples]
-        table.add(["prompt", "answer", *arms], rows)
-        swanlab.log({"eval/samples": table, "eval/picture": swanlab.Image(os.path.join(folder, "eval.png"))})
-        swanlab.finish()
+    main(parse_arguments())

@@ -1,106 +1,891 @@
-"""GRPO fine-tuning of DeepSeek-R1-0528-Qwen3-8B so that it thinks in Indonesian. Reads top to bottom like the tutorial.
+"""GRPO fine-tuning of DeepSeek-R1-0528-Qwen3-8B so that it thinks in Indonesian.
 
-Where this differs from the tutorial's text (README, "What differs", says why):
- 1. warmup_ratio goes in as warmup_steps, and prompts are bounded by the length filter: TRL dropped max_prompt_length.
- 2. loss_type, beta, masking and clipping are set here: their defaults have changed silently since the tutorial ran.
- 3. min_p, top_p, top_k go through GRPOConfig; no seed goes to vLLM, which would make a group's completions alike.
- 4. The check that the LoRA was trained really checks it, and one before training shows that rollouts follow the adapter.
+main() reads straight down like the tutorial; what the tutorial has not stands below it. It differs
+from the tutorial's text in this (tests/DEVIATIONS.md says why):
+ 1. warmup_ratio goes in as warmup_steps; a length filter bounds prompts (no max_prompt_length).
+ 2. loss_type, beta, masking and clipping are set here: their defaults have changed since.
+ 3. min_p, top_p, top_k go through GRPOConfig; no seed goes to vLLM: a group would be alike.
+ 4. The check that the LoRA was trained really checks it; one before shows that rollouts follow it.
+ 5. A checkpoint every 20 steps, and --resume goes on after any interruption.
 
-    python train.py                                                    # the tutorial, one 80 GB GPU
-    python train.py --engine trl --model ./tiny --dataset sums.jsonl   # stock TRL + PEFT: also on a CPU
+    python train.py                                          # the tutorial, one 80 GB GPU
+    python train.py --resume                                 # go on with the run in outputs/
+    python train.py --engine trl --model ./tiny --dataset sums.jsonl   # stock TRL: also on a CPU
 """
-import argparse
+
+import functools
 import glob
-import importlib.metadata
+import hashlib
 import importlib.util
+import itertools
 import json
+import math
 import os
 import resource
+import shutil
+import signal
 import subprocess
 import sys
+import tempfile
 import time
 
-from data import add_data_arguments, get_reasoning_tokens, load_math_dataset, load_tokenizer
-
-# vLLM's default sampler is compiled on first use, which needs nvcc (vllm#49497); evaluate.py imports this too
-os.environ.setdefault("VLLM_USE_FLASHINFER_SAMPLER", "0")
+import data
+from data import fail, number, one_line, whole_file
 
 LORA_TARGETS = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
 
 
-def check_adapter(folder, model=None):
-    """Raise ValueError unless `folder` holds a trained LoRA adapter, and one of `model` where that is given.
+def main(args):
+    started = time.time()
+    set_environment()
+    begin_run(args)
 
-    Every lora_A and lora_B tensor must be finite and have a non-zero value. (The tutorial, "验证LoRA确实被训练了！",
-    compares a fraction of zeros with a count of elements, which never fails.) Returns the adapter's configuration.
+    # 模型加载, LoRA配置
+    if args.engine == "unsloth":
+        from unsloth import FastLanguageModel
+
+        model, tokenizer = FastLanguageModel.from_pretrained(
+            model_name=args.model,
+            revision=args.revision,
+            max_seq_length=args.max_seq_length,
+            load_in_4bit=args.load_in_4bit,
+            fast_inference=args.fast_inference,
+            max_lora_rank=args.lora_rank,
+            gpu_memory_utilization=args.gpu_memory_utilization,
+            use_exact_model_name=True,  # quantise this model; Unsloth has ready-made others
+        )
+        model = FastLanguageModel.get_peft_model(
+            model,
+            r=args.lora_rank,
+            target_modules=args.target_modules,
+            lora_alpha=args.lora_alpha,
+            use_gradient_checkpointing=get_checkpointing(args),
+            random_state=args.seed,
+        )
+        peft_config = None
+    else:
+        model, tokenizer, peft_config = load_with_trl(args)
+
+    # GRPO对话模板, 数据准备: data.py has these cells
+    args.reasoning_tokens = args.reasoning_tokens or data.get_reasoning_tokens(tokenizer)
+    dataset, held_out, maximum_length = data.load_math_dataset(args, tokenizer)
+    first_prompt = data.render_prompt(tokenizer, dataset[0]["prompt"])
+
+    # 奖励函数: rewards.py has these cells
+    import rewards
+
+    think_is_prefilled = first_prompt.rstrip().endswith(args.reasoning_tokens[0])
+    rewards.configure(args.reasoning_tokens, args.target_lang, think_is_prefilled)
+    reward_funcs = list(rewards.REWARDS[args.rewards])
+    args.reward_weights = args.reward_weights or list(rewards.REWARDS[args.rewards].values())
+
+    # 训练模型
+    max_prompt_length = maximum_length + 1  # +1, as the tutorial has it
+    max_completion_length = args.max_seq_length - max_prompt_length
+    check_sizes(args, tokenizer, dataset, held_out, max_prompt_length)
+    gpu = has_gpu()
+
+    from trl import GRPOConfig, GRPOTrainer
+
+    training_args = GRPOConfig(
+        temperature=args.temperature,
+        min_p=args.min_p,
+        top_p=args.top_p,
+        top_k=max(args.top_k, 0),  # vLLM calls "all" -1, TRL 0
+        learning_rate=args.learning_rate,
+        weight_decay=args.weight_decay,
+        warmup_steps=args.warmup_ratio,  # transformers 5 reads a value below 1 as a share
+        lr_scheduler_type=args.lr_scheduler_type,
+        optim=args.optim if gpu else "adamw_torch",
+        logging_steps=args.logging_steps,
+        per_device_train_batch_size=args.per_device_train_batch_size,
+        gradient_accumulation_steps=args.gradient_accumulation_steps,
+        num_generations=args.num_generations,
+        max_completion_length=max_completion_length,
+        max_steps=args.max_steps,
+        num_train_epochs=args.num_train_epochs,
+        save_steps=args.save_steps,
+        save_total_limit=args.save_total_limit,
+        report_to=args.report_to,
+        output_dir=args.output_dir,
+        # What the tutorial leaves to defaults, which have changed since it ran
+        seed=args.seed,
+        bf16=gpu,
+        gradient_checkpointing=args.use_gradient_checkpointing != "false",
+        loss_type=args.loss_type,
+        beta=args.beta,
+        scale_rewards=args.scale_rewards,
+        mask_truncated_completions=args.mask_truncated_completions,
+        reward_weights=args.reward_weights,
+        use_vllm=gpu and args.fast_inference,
+        vllm_gpu_memory_utilization=args.gpu_memory_utilization,
+        vllm_max_model_length=max(args.max_seq_length, 2048),  # vLLM 0.23's warm-up needs it
+        vllm_importance_sampling_correction=False,  # came later; costs a forward pass a step
+        per_device_eval_batch_size=args.num_generations,
+        num_generations_eval=1,
+        eval_strategy="steps" if args.eval_steps else "no",
+        eval_steps=args.eval_steps or None,
+        disable_tqdm=True,  # one line a step instead: make_watch
+    )
+    if args.engine == "trl" and training_args.use_vllm:
+        let_vllm_take_adapters(args.lora_rank)
+    trainer = GRPOTrainer(
+        model=model,
+        processing_class=tokenizer,
+        reward_funcs=reward_funcs,
+        args=training_args,
+        train_dataset=dataset,
+        eval_dataset=held_out,
+        peft_config=peft_config,
+    )
+    watch = make_watch(args, trainer, started)
+    effective = describe(args, trainer, dataset, held_out, max_prompt_length)
+    show_first_prompt(first_prompt, effective)
+    if training_args.use_vllm:
+        if args.engine == "trl":
+            send_adapters_to_vllm(trainer)
+        check_rollouts_follow_adapter(trainer, data.encode_prompt(tokenizer, dataset[0]["prompt"]))
+    write_run(args, state="running", effective=effective, held_out=get_questions(held_out))
+    start_swanlab(args)
+
+    train(args, trainer, watch)
+
+    # 推理: save the LoRA and verify that it was trained; evaluate.py has the rest
+    if not is_main_process():
+        return
+    adapter = os.path.join(args.output_dir, "grpo_lora")
+    if args.engine == "unsloth" and args.fast_inference:
+        model.save_lora(adapter)
+    else:
+        trainer.model.save_pretrained(adapter)
+    finish_run(args, trainer, watch, started)
+    check_adapter(adapter)
+
+
+# --------------------------------------------------------------------------------------------------
+# Loading
+
+
+def load_with_trl(args):
+    """Return (model, tokenizer, peft_config) for stock TRL + PEFT: the same LoRA, also on a CPU."""
+    import torch
+    from peft import LoraConfig
+    from transformers import AutoModelForCausalLM, set_seed
+
+    set_seed(args.seed)
+    gpu = has_gpu()
+    tokenizer = data.load_tokenizer(args.model, args.revision)
+    model = AutoModelForCausalLM.from_pretrained(
+        args.model,
+        revision=args.revision,
+        dtype=torch.bfloat16 if gpu else torch.float32,
+        device_map=int(os.environ.get("LOCAL_RANK", 0)) if gpu else None,  # straight to its GPU
+        use_safetensors=True,
+        trust_remote_code=False,
+    )
+    peft_config = LoraConfig(
+        r=args.lora_rank,
+        lora_alpha=args.lora_alpha,
+        target_modules=args.target_modules,
+        task_type="CAUSAL_LM",
+    )
+    return model, tokenizer, peft_config
+
+
+def get_checkpointing(args):
+    """Return Unsloth's use_gradient_checkpointing: "unsloth", True or False."""
+    return {"true": True, "false": False}.get(args.use_gradient_checkpointing, "unsloth")
+
+
+def set_environment():
+    """Set what libraries read when they are imported; evaluate.py calls this too."""
+    # FlashInfer's sampler is compiled with nvcc at start: minutes, or an error where there is none
+    # (vllm#49497). Unsloth turns it on again unless its own switch is set.
+    os.environ.setdefault("VLLM_USE_FLASHINFER_SAMPLER", "0")
+    os.environ.setdefault("UNSLOTH_VLLM_NO_FLASHINFER", "1")
+    os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
+    os.environ.setdefault("VLLM_NO_USAGE_STATS", "1")
+
+
+def has_gpu() -> bool:
+    """Say whether there is an NVIDIA GPU."""
+    import torch
+
+    return torch.cuda.is_available()
+
+
+def is_main_process() -> bool:
+    """Say whether this process writes: the only one, or rank 0 of several."""
+    return int(os.environ.get("RANK", 0)) == 0
+
+
+# --------------------------------------------------------------------------------------------------
+# Checks before the model is loaded, and before it is trained
+
+
+def check_arguments(args, parser):
+    """End with one line where flags do not fit together; fill in those that follow from others."""
+    args.lora_alpha = args.lora_alpha or 2 * args.lora_rank
+    processes = int(os.environ.get("WORLD_SIZE", 1))
+    steps = args.gradient_accumulation_steps * processes
+    if args.per_device_train_batch_size == 1 and steps % args.num_generations:
+        args.per_device_train_batch_size = args.num_generations  # as Unsloth does
+    completions = args.per_device_train_batch_size * steps
+    if completions % args.num_generations:
+        parser.error(
+            f"--num-generations {args.num_generations} must divide --per-device-train-batch-size "
+            f"{args.per_device_train_batch_size} * --gradient-accumulation-steps "
+            f"{args.gradient_accumulation_steps} * {processes} processes"
+        )
+    if args.eval_steps and not args.eval_fraction:
+        parser.error("--eval-steps needs --eval-fraction")
+    if args.report_to != "none" and not importlib.util.find_spec(args.report_to):
+        parser.error(
+            f"--report-to {args.report_to}: no such package; activate run.sh's environment, "
+            f"or pip install {args.report_to}"
+        )
+    if args.reasoning_tokens and args.reasoning_tokens[0] == args.reasoning_tokens[1]:
+        parser.error("--reasoning-tokens: START and END must differ")
+
+
+def check_hardware(args):
+    """End with one line where the engine, or the number of GPUs, is not what this machine has."""
+    import torch
+
+    if args.engine == "unsloth" and not torch.cuda.is_available():
+        fail("--engine unsloth needs an NVIDIA GPU; use --engine trl here")
+    if torch.cuda.device_count() > 1 and "LOCAL_RANK" not in os.environ:
+        n = torch.cuda.device_count()  # Trainer would wrap the model in DataParallel
+        fail(
+            f"{n} GPUs are visible: take one (CUDA_VISIBLE_DEVICES=0), or all: "
+            f"torchrun --nproc-per-node {n} train.py --engine trl ..."
+        )
+
+
+def check_rewards(args):
+    """End with one line where --reward-weights does not fit the set of rewards."""
+    import rewards
+
+    names = [function.__name__ for function in rewards.REWARDS[args.rewards]]
+    if args.reward_weights and len(args.reward_weights) != len(names):
+        fail(f"--reward-weights needs {len(names)} values: {', '.join(names)}")
+
+
+def check_model(args):
+    """End with one line where --model is no model, or lacks a layer that --target-modules names."""
+    import torch
+    from transformers import AutoConfig, AutoModelForCausalLM
+
+    try:
+        config = AutoConfig.from_pretrained(
+            args.model, revision=args.revision, trust_remote_code=False
+        )
+        with torch.device("meta"):
+            model = AutoModelForCausalLM.from_config(config)
+    except (ValueError, OSError, TypeError, AttributeError, KeyError) as error:  # transformers'
+        fail(f"cannot load {args.model}: {one_line(error)}")
+    if os.path.isdir(args.model):
+        check_weights(args.model, model)
+    linear = {
+        name.split(".")[-1]
+        for name, module in model.named_modules()
+        if isinstance(module, torch.nn.Linear)
+    }
+    for name in args.target_modules:
+        if name not in linear:
+            fail(f"--target-modules {name}: {args.model} has {', '.join(sorted(linear))}")
+
+
+def check_weights(folder, model):
+    """End with one line unless a folder's safetensors hold every weight: others would be random."""
+    from safetensors import SafetensorError, safe_open
+
+    names = set()
+    try:
+        for path in glob.glob(os.path.join(glob.escape(folder), "*.safetensors")):
+            with safe_open(path, framework="pt") as file:
+                names.update(file.keys())
+    except (SafetensorError, OSError) as error:
+        fail(f"cannot load {folder}: {one_line(error)}")
+    needed = {name for name, _ in model.named_parameters()}
+    if model.config.tie_word_embeddings:
+        needed.discard("lm_head.weight")
+    missing = sorted(needed - names)
+    if not names or (missing and not hasattr(model.config, "quantization_config")):
+        fail(f"cannot load {folder}: its .safetensors lack {', '.join(missing[:3]) or 'weights'}")
+
+
+def check_sizes(args, tokenizer, dataset, held_out, max_prompt_length):
+    """End with one line where data, lengths or tags make no training."""
+    start, end = args.reasoning_tokens
+    ids = tokenizer(f"{start}a{end}", add_special_tokens=False)["input_ids"]
+    decoded = tokenizer.decode(ids, skip_special_tokens=True)
+    if start not in decoded or end not in decoded:
+        fail(
+            f"{start} and {end} are special tokens, which TRL removes before rewards see them: "
+            "name others with --reasoning-tokens"
+        )
+    if args.max_seq_length <= max_prompt_length:
+        fail(
+            f"--max-seq-length {args.max_seq_length} leaves no token after prompts of "
+            f"{max_prompt_length - 1} tokens"
+        )
+    prompts = get_completions_per_step(args) // args.num_generations
+    if len(dataset) < prompts:
+        fail(f"a step needs {prompts} prompts, and there are {len(dataset)}")
+    if held_out and args.min_held_out > len(held_out):
+        fail(
+            f"--eval-fraction {args.eval_fraction} of the data is {len(held_out)} prompts, and "
+            f"{args.min_held_out} shall be evaluated: raise --eval-fraction"
+        )
+    import rewards
+
+    if args.rewards == "improved":
+        unusable = sum(rewards.is_correct("", answer) is None for answer in dataset["answer"])
+        if unusable == len(dataset):
+            fail("no answer of the data is a number: --rewards improved has nothing to compare")
+        if unusable and is_main_process():
+            print(f"warning: {unusable} of {len(dataset)} answers are no numbers: not rewarded")
+
+
+def check_adapter(folder: str, model: str | None = None, revision: str | None = None) -> dict:
+    """Return a trained LoRA adapter's configuration (tutorial, "验证LoRA确实被训练了！").
+
+    Ends with one line unless every tensor is finite and has a non-zero value (the tutorial compares
+    a fraction of zeros with a count, which never fails) and, where `model` is given, all tensors
+    are there in the shapes that this model needs, and the run was trained on this model.
     """
     import numpy as np
     from safetensors import SafetensorError, safe_open
+
     try:
         with open(os.path.join(folder, "adapter_config.json")) as file:
             config = json.load(file)
         with safe_open(os.path.join(folder, "adapter_model.safetensors"), framework="pt") as file:
-            tensors = {key: file.get_tensor(key) for key in file.keys() if "lora_" in key}
-    except (OSError, SafetensorError) as error:
-        raise ValueError(f"{folder} is not a LoRA adapter: it needs adapter_config.json and adapter_model.safetensors") from error
-    # numpy, for torch's own checks took 24 s on a 32-core host
-    bad = [key for key, tensor in tensors.items() if not 0 < np.abs(tensor.float().numpy()).max() < np.inf]
+            tensors = {key: file.get_tensor(key) for key in file.keys()}
+        config["r"], config["lora_alpha"], config["target_modules"]
+    except (OSError, ValueError, KeyError, TypeError, SafetensorError) as error:
+        fail(f"{folder} is not a LoRA adapter: {one_line(error)}")
+
+    bad = []
+    for key, tensor in tensors.items():
+        largest = np.abs(tensor.float().numpy()).max()  # torch's own took 24 s on a 32-core host
+        if not 0 < largest < math.inf:
+            bad.append(key)
     if bad or not tensors:
-        raise ValueError(f"adapter {folder} is not trained: {len(bad)} of {len(tensors)} tensors are zero or not finite"
-                         + (f", {bad[0]} for one" if bad else ""))
+        example = f": {bad[0]}" if bad else ""
+        fail(
+            f"adapter {folder} is not trained: {len(bad)} of {len(tensors)} tensors are zero or "
+            f"not finite{example}",
+            status=1,
+        )
     if model:
-        from transformers import AutoConfig
-        hidden_size = AutoConfig.from_pretrained(model).get_text_config().hidden_size
-        trained_on = next((t.shape[1] for key, t in tensors.items() if "q_proj.lora_A" in key), hidden_size)
-        base, this = (os.path.basename(os.path.normpath(name)).lower().split("-unsloth")[0].removesuffix("-bnb-4bit")
-                      for name in (config["base_model_name_or_path"], model))
-        if trained_on != hidden_size or base != this:
-            raise ValueError(f"adapter {folder} was trained on {config['base_model_name_or_path']} (hidden size "
-                             f"{trained_on}), not on {model} (hidden size {hidden_size}): pass its base as --model, "
-                             "a folder of the same name")
+        check_adapter_fits(folder, config, tensors, model, revision)
     return config
 
 
-def check_rollouts_follow_adapter(trainer, prompt_ids):
-    """Exit with status 1 if vLLM samples from the base model instead of from the adapter that is trained.
+def check_adapter_fits(folder, config, tensors, model, revision):
+    """End with one line unless an adapter's tensors, and its run's base, are those of `model`."""
+    import torch
+    from peft import LoraConfig, get_peft_model, get_peft_model_state_dict
+    from transformers import AutoConfig, AutoModelForCausalLM
 
-    Some pairs of TRL and Unsloth versions did so, with a finite loss and exit status 0 (unsloth#8701). Between two greedy
-    generations of 16 tokens the lora_B of the last seven adapted modules (one decoder layer) is filled with noise; then
-    these and their base weights are put back. Tokens or their log-probabilities must differ: tokens alone do not, where a
-    model is sure of its first sentence.
+    with torch.device("meta"):
+        base = AutoModelForCausalLM.from_config(AutoConfig.from_pretrained(model))
+        lora = LoraConfig(r=config["r"], target_modules=config["target_modules"])
+        expected = get_peft_model_state_dict(get_peft_model(base, lora))
+    for key in expected.keys() | tensors.keys():
+        there = tuple(tensors[key].shape) if key in tensors else "missing"
+        needed = tuple(expected[key].shape) if key in expected else "no such layer"
+        if there != needed:
+            trained_on = config.get("base_model_name_or_path")
+            fail(
+                f"adapter {folder} was trained on {trained_on}, not on {model}: {key} is {there}, "
+                f"{needed} there"
+            )
+    run = read_run(os.path.dirname(os.path.normpath(folder)))
+    trained_on = run.get("base_fingerprint")
+    if trained_on and trained_on != fingerprint(model, revision):
+        fail(
+            f"adapter {folder} was trained on another model than {model}: its run.json names "
+            f"{run['arguments']['model']}, and the weights differ"
+        )
+
+
+def fingerprint(model: str, revision: str | None = None) -> str:
+    """Return a hash of a model's config and the ends of its weight files: tells models apart."""
+    from transformers.utils import cached_file
+
+    folder = os.path.dirname(cached_file(model, "config.json", revision=revision))
+    digest = hashlib.sha256()
+    for path in sorted(glob.glob(os.path.join(glob.escape(folder), "*.safetensors"))):
+        digest.update(str(os.path.getsize(path)).encode())
+        with open(path, "rb") as file:
+            digest.update(file.read(2**20))
+            file.seek(-min(2**20, os.path.getsize(path)), os.SEEK_END)
+            digest.update(file.read())
+    return digest.hexdigest()
+
+
+# --------------------------------------------------------------------------------------------------
+# Rollouts come from the adapter itself. TRL 1.14 merges it into the bfloat16 weights for vLLM and
+# takes it off again: small updates are rounded away, and the base drifts (trl#6688). So vLLM gets
+# the adapter instead, as a LoRA request with a new name at every update: vLLM keys its prefix cache
+# by that name.
+
+
+def let_vllm_take_adapters(rank: int):
+    """Make TRL start vLLM with LoRA support, for adapters of `rank`."""
+    from trl.generation import vllm_generation
+    from vllm import LLM
+
+    vllm_generation.LLM = functools.partial(
+        LLM, enable_lora=True, max_loras=1, max_lora_rank=get_vllm_rank(rank)
+    )
+
+
+def get_vllm_rank(rank: int) -> int:
+    """Return the smallest LoRA rank that vLLM has kernels for and that holds `rank`."""
+    return next(size for size in (8, 16, 32, 64, 128, 256, 320, 512) if size >= rank)
+
+
+def send_adapters_to_vllm(trainer):
+    """Replace TRL's weight sync: save the adapter to memory, and let vLLM load it from there."""
+    from vllm.lora.request import LoRARequest
+
+    vllm = trainer.vllm_generation
+    generate = vllm.llm.generate
+    memory = "/dev/shm" if os.path.isdir("/dev/shm") else None
+    folder = tempfile.TemporaryDirectory(dir=memory, prefix="grpo_lora-")
+    versions = itertools.count(1)
+
+    def sync_weights():
+        version = next(versions)
+        trainer.model.save_pretrained(folder.name, save_embedding_layers=False)
+        request = LoRARequest(f"update-{version}", version, folder.name)
+        vllm.llm.generate = functools.partial(generate, lora_request=request)
+        vllm.llm.reset_prefix_cache()
+
+    vllm.sync_weights = sync_weights
+
+
+def check_rollouts_follow_adapter(trainer, prompt_ids):
+    """Exit with status 1 if vLLM samples from the base model instead of from the adapter.
+
+    Some pairs of TRL and Unsloth versions did so, with a finite loss and exit status 0
+    (unsloth#8701). The adapter is filled with noise between two greedy generations of 16 tokens:
+    tokens or their log-probabilities must differ.
     """
     import numpy as np
+
     vllm = trainer.vllm_generation
-    layers = [module for module in trainer.model.modules() if getattr(module, "lora_B", None)][-7:]
-    lora_b = [layer.lora_B["default"].weight for layer in layers]
-    # the base weights too: TRL adds the adapter to them and takes it off again, which rounds
-    weights = lora_b + [layer.base_layer.weight for layer in layers]
-    kept = [p.detach().clone() for p in weights], vllm.temperature, vllm.max_completion_length
-    vllm.temperature, vllm.max_completion_length = 0.0, 16
+    settings = vllm.temperature, vllm.max_completion_length
+    lora_b = [p for name, p in trainer.model.named_parameters() if "lora_B" in name][-7:]
+    kept = [p.detach().clone() for p in lora_b]
 
     def generate():
         vllm.sync_weights()
-        _, ids, logprobs, _ = vllm.generate(prompts=[prompt_ids], images=None, num_generations=1)
+        _, ids, logprobs, _ = vllm.generate([prompt_ids], images=None, num_generations=1)
         return list(ids[0]), np.array(logprobs[0], dtype=float)
 
+    vllm.temperature, vllm.max_completion_length = 0.0, 16
     ids, logprobs = generate()
     for p in lora_b:
         p.data.normal_(std=1.0)
-    ids_with_noise, logprobs_with_noise = generate()
-    for p, values in zip(weights, kept[0]):
+    noisy_ids, noisy_logprobs = generate()
+    for p, values in zip(lora_b, kept):
         p.data.copy_(values)
     vllm.sync_weights()
-    vllm.temperature, vllm.max_completion_length = kept[1:]
-    if ids == ids_with_noise and np.allclose(logprobs, logprobs_with_noise, atol=0.05):  # kernels differ by less
-        sys.exit("error: rollouts do not follow the adapter: vLLM samples from the base model. Install exactly the "
-                 "versions in requirements.txt")
+    vllm.temperature, vllm.max_completion_length = settings
+    if ids == noisy_ids and np.allclose(logprobs, noisy_logprobs, atol=0.05):  # kernels: less
+        fail(
+            "rollouts do not follow the adapter: vLLM samples from the base model. Install "
+            "exactly the versions in requirements.txt",
+            status=1,
+        )
 
 
-def find_stuck(log_history, n):
-    """Return why the last `n` logged steps could teach nothing (all cut off, or all groups rewarded alike), or None."""
-    causes = {"completions/clipped_ratio": "every completion was cut at the token limit: raise --max-seq-length",
-              "frac_reward_zero_std": "all completions of every group got the same reward: raise --num-generations, or "
-                                      "change the rewards or the data"}
+def log_rollout_difference(trainer):
+    """Log rollout_logp_difference: mean |trainer's - vLLM's log-probability| of sampled tokens.
+
+    Both exist anyway, so it costs no forward pass. It shows whether the policy that samples is the
+    one that learns: about 0.01 in bfloat16. --min-p above 0 changes vLLM's probabilities, and adds.
+    """
+    compute_loss = trainer._compute_loss
+    get_logps = trainer._get_per_token_logps_and_entropies
+    batch = {}
+
+    def keep_batch(model, inputs):
+        batch.update(inputs)
+        return compute_loss(model, inputs)
+
+    def compare(*args, **kwargs):
+        result = get_logps(*args, **kwargs)
+        logps = result[0]
+        rollout = batch.get("sampling_per_token_logps")
+        if rollout is not None and logps.requires_grad and logps.shape == rollout.shape:
+            mask = batch["completion_mask"].bool()
+            difference = (logps.detach() - rollout).abs()[mask].nanmean()
+            mean = trainer.accelerator.gather(difference).nanmean().item()
+            trainer._metrics["train"]["rollout_logp_difference"].append(mean)
+        return result
+
+    trainer._compute_loss = keep_batch
+    trainer._get_per_token_logps_and_entropies = compare
+
+
+# --------------------------------------------------------------------------------------------------
+# A run and its folder: one run a folder, --resume goes on with it
+
+# What a resumed run may change; everything else is part of what the run is
+MAY_CHANGE = {
+    "resume",
+    "output_dir",
+    "max_steps",
+    "num_train_epochs",
+    "logging_steps",
+    "save_steps",
+    "save_total_limit",
+    "eval_steps",
+    "stop_if_stuck",
+    "report_to",
+    "swanlab_mode",
+    "gpu_memory_utilization",
+    "fast_inference",
+    "use_gradient_checkpointing",
+    "min_held_out",
+}
+
+
+def read_run(output_dir: str) -> dict:
+    """Return run.json of an output folder, {} where there is none."""
+    path = os.path.join(output_dir, "run.json")
+    if not os.path.exists(path):
+        return {}
+    try:
+        with open(path, encoding="utf-8") as file:
+            run = json.load(file)
+        run["arguments"]["model"]
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        fail(f"{path} is not readable as train.py's: {one_line(error)}")
+    return run
+
+
+def resume_arguments(parser, args):
+    """Return the arguments of the run in --output-dir, with what may change changed."""
+    before = read_run(args.output_dir).get("arguments")
+    if not before:
+        return args
+    known = {name: value for name, value in before.items() if hasattr(args, name)}
+    parser.set_defaults(**known | {"output_dir": args.output_dir, "resume": True})
+    args = parser.parse_args()
+    for name, value in known.items():
+        if name not in MAY_CHANGE and getattr(args, name) != value:
+            flag = "--" + name.replace("_", "-")
+            fail(
+                f"--resume: the run in {args.output_dir} has {flag} {value}, not "
+                f"{getattr(args, name)}: leave it out, or start another run without --resume"
+            )
+    return args
+
+
+def begin_run(args):
+    """Check the machine and the model; take the output folder, which belongs to one run.
+
+    A new run moves what another one left aside; with --resume, args.checkpoint is the newest
+    complete checkpoint, None where there is none.
+    """
+    check_hardware(args)
+    check_rewards(args)
+    check_model(args)
+    args.checkpoint = None
+    if args.resume:
+        run = read_run(args.output_dir)
+        args.checkpoint = find_checkpoint(args.output_dir)
+        if run.get("state") == "finished" and not adds_steps(args, run):
+            print(f"{args.output_dir}: this run is finished, nothing to do")
+            raise SystemExit(0)
+    if is_main_process():
+        if not args.resume:
+            move_aside(args.output_dir)
+        lock_folder(args.output_dir)
+        where = args.checkpoint or "the start: there is no complete checkpoint"
+        if args.resume:
+            print(f"resuming {args.output_dir} from {where}")
+
+
+def adds_steps(args, run) -> bool:
+    """Say whether a finished run was asked for more steps than it made."""
+    if args.max_steps > 0:
+        return args.max_steps > run["effective"]["steps"]
+    return args.num_train_epochs > run["arguments"]["num_train_epochs"]
+
+
+def lock_folder(folder):
+    """Make the folder and lock it until this process ends; end with one line where it is taken."""
+    import fcntl
+
+    try:
+        os.makedirs(folder, exist_ok=True)
+        with tempfile.TemporaryFile(dir=folder):
+            pass
+        lock = os.open(folder, os.O_RDONLY)
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        fail(f"another run is writing to {folder}: wait for it, or take another --output-dir")
+    except OSError as error:
+        fail(f"cannot write to {folder}: {one_line(error)}")
+
+
+def move_aside(folder):
+    """Move an earlier run's folder to FOLDER-1, FOLDER-2, ...: nothing is deleted or mixed."""
+    if not os.path.isdir(folder) or not os.listdir(folder):
+        return
+    lock_folder(folder)
+    folder = os.path.normpath(folder)
+    for i in itertools.count(1):
+        if not os.path.exists(f"{folder}-{i}"):
+            break
+    os.rename(folder, f"{folder}-{i}")
+    print(f"the earlier run in {folder} is now in {folder}-{i}")
+
+
+def find_checkpoint(folder) -> str | None:
+    """Return the newest checkpoint whose files are all there, as complete.json lists them."""
+    paths = glob.glob(os.path.join(glob.escape(folder), "checkpoint-*"))
+    paths = [path for path in paths if path.split("-")[-1].isdigit()]
+    for path in sorted(paths, key=lambda path: int(path.split("-")[-1]), reverse=True):
+        try:
+            with open(os.path.join(path, "complete.json")) as file:
+                sizes = json.load(file)
+            if sizes and all(sizes[name] == os.path.getsize(f"{path}/{name}") for name in sizes):
+                return path
+        except (OSError, ValueError):
+            pass
+        print(f"{path} is not complete: trying an older one")
+    return None
+
+
+def mark_complete(path):
+    """List a checkpoint's files with their sizes, so that a half-written one is never resumed."""
+    sizes = {name: os.path.getsize(os.path.join(path, name)) for name in os.listdir(path)}
+    with whole_file(os.path.join(path, "complete.json")) as name:
+        with open(name, "w") as file:
+            json.dump(sizes, file)
+
+
+def write_run(args, state, **entries):
+    """Write run.json: arguments, versions and what else is known; `state`: running or finished."""
+    if not is_main_process():
+        return
+    import torch
+
+    arguments = {name: value for name, value in vars(args).items() if name != "checkpoint"}
+    here = os.path.dirname(os.path.abspath(__file__))
+    git = subprocess.run(  # a shell, for where git is not installed
+        "git rev-parse HEAD", shell=True, cwd=here, capture_output=True, text=True
+    )
+    gpu = has_gpu()
+    run = {
+        "state": state,
+        "arguments": arguments,
+        "base_fingerprint": fingerprint(args.model, args.revision),
+        "versions": data.get_versions(),
+        "commit": git.stdout.strip(),
+        "hardware": torch.cuda.get_device_name() if gpu else f"CPU, {os.cpu_count()} cores",
+    }
+    with whole_file(os.path.join(args.output_dir, "run.json")) as name:
+        with open(name, "w", encoding="utf-8") as file:
+            json.dump(run | entries, file, indent=1, ensure_ascii=False)
+
+
+def get_questions(held_out):
+    """Return the questions held out of training, which evaluate.py --split held-out asks for."""
+    if held_out is None:
+        return None
+    return [prompt[-1]["content"] for prompt in held_out["prompt"]]
+
+
+def finish_run(args, trainer, watch, started):
+    """Write run.json of a finished run and print its summary."""
+    import torch
+
+    gpu = has_gpu()
+    run = read_run(args.output_dir)
+    steps = [row for row in trainer.state.log_history if "reward" in row]
+    memory = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
+    if gpu:
+        memory = torch.cuda.max_memory_reserved() / 2**30
+    summary = {
+        "seconds": round(time.time() - started, 1),
+        "seconds_to_first_step": watch.seconds_to_first_step,
+        "peak_memory_gib": round(memory, 2),
+        "last_step": steps[-1],
+    }
+    effective = run["effective"] | {"steps": trainer.state.global_step}
+    held_out = run["held_out"]
+    write_run(args, state="finished", effective=effective, held_out=held_out, **summary)
+    print_summary(steps)
+    print(f"steps: {trainer.state.global_step}")
+    print(f"seconds: {summary['seconds']}")
+    print(f"peak_memory_gib: {summary['peak_memory_gib']}")
+    print(f"adapter: {args.output_dir}/grpo_lora")
+    if watch.stuck and args.stop_if_stuck:
+        fail(f"stopped at step {trainer.state.global_step}: {watch.stuck}", status=1)
+
+
+def print_summary(steps):
+    """Print the means of the first and of the last ten logged steps (fewer in a short run)."""
+    n = min(10, max(1, len(steps) // 2))
+    print(f"means of the first and last {n} logged steps:")
+    keys = ["reward", "completions/clipped_ratio", "completions/mean_length"]
+    keys += ["frac_reward_zero_std", "rollout_logp_difference", "kl"]
+    keys += [key for key in steps[-1] if key.startswith("rewards/") and key.endswith("/mean")]
+    for key in keys:
+        first = [row[key] for row in steps[:n] if row.get(key) is not None]
+        last = [row[key] for row in steps[-n:] if row.get(key) is not None]
+        if first and last:
+            print(f"{key}: {sum(first) / len(first):.4g} -> {sum(last) / len(last):.4g}")
+
+
+# --------------------------------------------------------------------------------------------------
+# While it trains
+
+
+def train(args, trainer, watch):
+    """trainer.train(), from args.checkpoint if there is one; SIGINT and SIGTERM save and stop."""
+    import torch
+
+    stop = {"signal": None}
+
+    def stop_after_step(signum, frame):
+        stop["signal"] = signum
+        signal.signal(signum, signal.SIG_DFL)  # a second one ends at once
+        print("stopping after this step; once more: at once", flush=True)
+
+    watch.stop = stop
+    for signum in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(signum, stop_after_step)
+    if args.checkpoint and is_trained(args, args.checkpoint):
+        take_adapter(trainer, args.checkpoint)  # transformers would train one step more
+    else:
+        trainer.train(resume_from_checkpoint=args.checkpoint)
+    if torch.distributed.is_initialized():
+        torch.distributed.destroy_process_group()  # a process that ends without can abort
+    if stop["signal"] and not is_trained(args, find_checkpoint(args.output_dir)):
+        if is_main_process():
+            print(f"stopped: python train.py --resume --output-dir {args.output_dir} goes on")
+        raise SystemExit(128 + stop["signal"])
+
+
+def is_trained(args, checkpoint) -> bool:
+    """Say whether a checkpoint has all the steps that the run shall have."""
+    if checkpoint is None:
+        return False
+    with open(os.path.join(checkpoint, "trainer_state.json")) as file:
+        state = json.load(file)
+    goal = args.max_steps if args.max_steps > 0 else state["max_steps"]
+    return state["global_step"] >= goal
+
+
+def take_adapter(trainer, checkpoint):
+    """Put a checkpoint's adapter and history into the trainer."""
+    from peft import set_peft_model_state_dict
+    from safetensors.torch import load_file
+    from transformers import TrainerState
+
+    tensors = load_file(os.path.join(checkpoint, "adapter_model.safetensors"))
+    set_peft_model_state_dict(trainer.model, tensors)
+    trainer.state = TrainerState.load_from_json(os.path.join(checkpoint, "trainer_state.json"))
+
+
+def make_watch(args, trainer, started):
+    """Add a callback: metrics.jsonl, one line a step, warnings, a stop; return it."""
+    import torch
+    from transformers import PrinterCallback, TrainerCallback
+
+    class Watch(TrainerCallback):
+        stuck = None
+        stop = {"signal": None}
+        seconds_to_first_step = None
+
+        def on_step_end(self, training_args, state, control, **kwargs):
+            if self.seconds_to_first_step is None:
+                self.seconds_to_first_step = round(time.time() - started, 1)
+            stop = torch.tensor(self.stop["signal"] or 0, device=training_args.device)
+            if torch.distributed.is_initialized():  # all ranks stop at the same step
+                torch.distributed.all_reduce(stop, op=torch.distributed.ReduceOp.MAX)
+            if stop.item():
+                self.stop["signal"] = stop.item()
+                control.should_save = True
+                control.should_training_stop = True
+
+        def on_save(self, training_args, state, control, **kwargs):
+            trainer.accelerator.wait_for_everyone()
+            if is_main_process():
+                mark_complete(os.path.join(args.output_dir, f"checkpoint-{state.global_step}"))
+
+        def on_log(self, training_args, state, control, logs, **kwargs):
+            check_finite(logs, state.global_step)
+            if not is_main_process():
+                return
+            write_metrics(args.output_dir, state.log_history)
+            if "reward" in logs:
+                print(describe_step(logs, state, time.time() - started), flush=True)
+            cause = find_stuck(state.log_history, args.stop_if_stuck or 10)
+            if cause and cause != self.stuck:
+                print(f"warning: {cause}")
+            self.stuck = cause
+            if cause and args.stop_if_stuck:
+                control.should_training_stop = True
+
+    watch = Watch()
+    trainer.remove_callback(PrinterCallback)
+    trainer.add_callback(watch)
+    if args.engine == "trl":
+        log_rollout_difference(trainer)
+    return watch
+
+
+def describe_step(logs, state, seconds) -> str:
+    """Return one line on a step: 12/100  reward 3.1  language 0.42 ... ETA 20 min."""
+    parts = [f"{state.global_step}/{state.max_steps}", f"reward {logs['reward']:.2f}"]
+    for key, value in logs.items():
+        if key.startswith("rewards/") and key.endswith("/mean") and value is not None:
+            name = key.split("/")[1].removesuffix("_reward").removesuffix("_reward_func")
+            parts.append(f"{name} {value:.2f}")
+    parts.append(f"cut {logs.get('completions/clipped_ratio', 0):.2f}")
+    parts.append(f"{logs.get('completions/mean_length', 0):.0f} tokens")
+    step_time = logs.get("step_time") or 0
+    parts.append(f"{step_time:.0f} s" if step_time >= 10 else f"{step_time:.1f} s")
+    parts.append(f"ETA {step_time * (state.max_steps - state.global_step) / 60:.0f} min")
+    return "  ".join(parts)
+
+
+def write_metrics(folder, log_history):
+    """Write metrics.jsonl: one JSON object a logged step."""
+    with whole_file(os.path.join(folder, "metrics.jsonl")) as name:
+        with open(name, "w") as file:
+            for row in log_history:
+                file.write(json.dumps(row) + "\n")
+
+
+def check_finite(logs, step):
+    """End where loss, gradient or reward is not finite: nothing could be learned from there on."""
+    for key in ("loss", "grad_norm", "reward"):
+        value = logs.get(key)
+        if value is not None and not math.isfinite(value):
+            fail(f"{key} is {value} at step {step}: lower --learning-rate", status=1)
+
+
+def find_stuck(log_history: list[dict], n: int) -> str | None:
+    """Return why the last `n` logged steps could teach nothing, or None."""
+    causes = {
+        "completions/clipped_ratio": "every completion was cut at the token limit: "
+        "raise --max-seq-length",
+        "frac_reward_zero_std": "all completions of every group got the same reward: "
+        "raise --num-generations, or change the rewards or the data",
+    }
     for key, cause in causes.items():
         values = [row[key] for row in log_history if key in row]
         if len(values) >= n and min(values[-n:]) == 1:
@@ -108,305 +893,276 @@ def find_stuck(log_history, n):
     return None
 
 
-if __name__ == "__main__":
-    # -----------------------------------------------------------------------------------------------------------------
-    # Arguments: names are the tutorial's and TRL's, defaults the tutorial's values
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0], formatter_class=argparse.ArgumentDefaultsHelpFormatter)
-    add_data_arguments(parser)
-    group = parser.add_argument_group("model and LoRA")
-    group.add_argument("--engine", choices=["unsloth", "trl"], default="unsloth",
-                       help="unsloth: the tutorial's; trl: stock TRL + PEFT, also on a CPU")
-    group.add_argument("--max-seq-length", type=int, default=1024, help="prompt + completion, in tokens")
-    group.add_argument("--load-in-4bit", action=argparse.BooleanOptionalAction, default=True,
-                       help="4-bit base (trl: never)")
-    group.add_argument("--fast-inference", action=argparse.BooleanOptionalAction, default=True,
-                       help="generate with vLLM (needs a GPU)")
-    group.add_argument("--gpu-memory-utilization", type=float, default=0.7, help="vLLM's share of GPU memory, 0 to 1")
-    group.add_argument("--lora-rank", type=int, default=32, help="LoRA rank r")
-    group.add_argument("--lora-alpha", type=int, help="LoRA scale; None: 2 * rank")
-    group.add_argument("--target-modules", nargs="+", default=LORA_TARGETS, help="layers that get an adapter")
-    group.add_argument("--use-gradient-checkpointing", choices=["unsloth", "true", "false"], default="unsloth",
-                       help="recompute activations to save memory (trl: unsloth means true)")
-    group = parser.add_argument_group("sampling")
-    group.add_argument("--temperature", type=float, default=1.0, help="sampling temperature")
-    group.add_argument("--min-p", type=float, default=0.1, help="smallest probability, as a share of the likeliest token's")
-    group.add_argument("--top-p", type=float, default=1.0, help="probability mass to sample from")
-    group.add_argument("--top-k", type=int, default=-1, help="number of tokens to sample from; -1: all")
-    group.add_argument("--num-generations", type=int, default=4, help="completions per prompt (the group)")
-    group = parser.add_argument_group("GRPO")
-    group.add_argument("--rewards", choices=["tutorial", "improved"], default="tutorial", help="reward functions of rewards.py")
-    group.add_argument("--reward-weights", type=float, nargs="+", help="one per reward; None: 1 each, or IMPROVED_WEIGHTS")
-    group.add_argument("--loss-type", default="bnpo", choices=["bnpo", "grpo", "dr_grpo", "dapo"],
-                       help="TRL's loss_type; bnpo: Unsloth's default when the tutorial ran")
-    group.add_argument("--beta", type=float, default=0.001, help="weight of the KL term; 0.001: Unsloth's default then")
-    group.add_argument("--epsilon-high", type=float, help="upper clip; None: as the lower, 0.2")
-    group.add_argument("--scale-rewards", choices=["group", "batch", "none"], default="group",
-                       help="whose standard deviation divides the advantages")
-    group.add_argument("--mask-truncated-completions", action="store_true", help="leave cut-off completions out of the loss")
-    group.add_argument("--learning-rate", type=float, default=5e-6, help="peak learning rate")
-    group.add_argument("--weight-decay", type=float, default=0.01, help="AdamW's weight decay")
-    group.add_argument("--warmup-ratio", type=float, default=0.1, help="share of the steps to warm up, 0 to 1")
-    group.add_argument("--lr-scheduler-type", default="linear", help="learning rate schedule")
-    group.add_argument("--optim", default="adamw_8bit", help="optimizer (on a CPU: adamw_torch)")
-    group.add_argument("--per-device-train-batch-size", type=int, default=1,
-                       help="completions per device and micro-batch; 1 with no whole group in a step: --num-generations, as in Unsloth")
-    group.add_argument("--gradient-accumulation-steps", type=int, default=1, help="micro-batches per step")
-    group.add_argument("--max-steps", type=int, default=100, help="optimizer steps; -1: --num-train-epochs")
-    group.add_argument("--num-train-epochs", type=float, default=1.0, help="passes over the data if --max-steps is -1")
-    group.add_argument("--stop-if-stuck", type=int, default=0, metavar="N",
-                       help="stop after N logged steps that cannot teach; 0: only warn")
-    group = parser.add_argument_group("output")
-    group.add_argument("--output-dir", default="outputs", help="folder for everything that is written")
-    group.add_argument("--logging-steps", type=int, default=1, help="steps between lines of metrics.jsonl and the tracker")
-    group.add_argument("--save-steps", type=int, default=100, help="steps between checkpoints")
-    group.add_argument("--eval-steps", type=int, default=0, help="steps between rewards on held-out prompts; 0: never")
-    group.add_argument("--resume", action="store_true", help="continue from the last checkpoint in --output-dir")
-    group.add_argument("--report-to", choices=["swanlab", "wandb", "tensorboard", "none"], default="swanlab", help="tracker")
-    group.add_argument("--swanlab-mode", choices=["offline", "cloud", "local", "disabled"], default="offline",
-                       help="cloud needs `swanlab login` or SWANLAB_API_KEY; offline needs neither")
-    parser.error = lambda message: parser.exit(2, f"error: {message}\n")
-    args = parser.parse_args()
-    run_file = os.path.join(args.output_dir, "run.json")
-    if args.resume and os.path.exists(run_file):  # the flags of the run that is continued, unless given anew
-        before = json.load(open(run_file))["arguments"]
-        parser.set_defaults(**{name: before[name] for name in vars(args) if name in before})
-        args = parser.parse_args()
-    args.lora_alpha = args.lora_alpha or 2 * args.lora_rank
-    if not 0 <= args.warmup_ratio < 1:
-        parser.error("--warmup-ratio must be at least 0 and less than 1")
-    if args.temperature <= 0 or not 0 <= args.min_p <= 1:
-        parser.error("--temperature must be above 0, and --min-p from 0 to 1")
-    if args.num_generations < 2:
-        parser.error("--num-generations must be at least 2: GRPO compares the completions of a group")
+def get_completions_per_step(args) -> int:
+    """Return the completions of one optimizer step, over all processes."""
     processes = int(os.environ.get("WORLD_SIZE", 1))
-    if args.per_device_train_batch_size == 1 and args.gradient_accumulation_steps * processes % args.num_generations:
-        args.per_device_train_batch_size = args.num_generations
-    completions_per_step = args.per_device_train_batch_size * args.gradient_accumulation_steps * processes
-    prompts_per_step = completions_per_step // args.num_generations
-    if completions_per_step < 1 or completions_per_step % args.num_generations:
-        parser.error(f"--num-generations {args.num_generations} must divide --per-device-train-batch-size "
-                     f"{args.per_device_train_batch_size} * --gradient-accumulation-steps {args.gradient_accumulation_steps} "
-                     f"* {processes} processes")
-    if args.eval_steps and not args.eval_fraction:
-        parser.error("--eval-steps needs --eval-fraction")
-    if args.report_to != "none" and not importlib.util.find_spec(args.report_to):
-        parser.error(f"--report-to {args.report_to}: no such package; activate run.sh's environment, or pip install {args.report_to}")
-    checkpoints = glob.glob(os.path.join(args.output_dir, "checkpoint-*"))
-    if args.resume and not checkpoints:
-        parser.error(f"--resume: no checkpoint in {args.output_dir}")
-    checkpoint = max(checkpoints, key=os.path.getmtime) if args.resume else None  # an older run may have gone further
-    import rewards
-    reward_funcs, weights = rewards.TUTORIAL_REWARDS, [1.0] * len(rewards.TUTORIAL_REWARDS)
-    if args.rewards == "improved":
-        reward_funcs, weights = rewards.IMPROVED_REWARDS, rewards.IMPROVED_WEIGHTS
-    args.reward_weights = args.reward_weights or weights
-    if len(args.reward_weights) != len(reward_funcs):
-        parser.error(f"--reward-weights needs {len(reward_funcs)} values: {', '.join(f.__name__ for f in reward_funcs)}")
-    started = time.time()
+    return args.per_device_train_batch_size * args.gradient_accumulation_steps * processes
 
-    # -----------------------------------------------------------------------------------------------------------------
-    # Model and LoRA
-    import torch
-    gpu = torch.cuda.is_available()
-    try:
-        if args.engine == "unsloth":
-            if not gpu:
-                parser.error("--engine unsloth needs an NVIDIA GPU; use --engine trl here")
-            from unsloth import FastLanguageModel
-            model, tokenizer = FastLanguageModel.from_pretrained(
-                model_name=args.model,
-                max_seq_length=args.max_seq_length,
-                load_in_4bit=args.load_in_4bit,
-                fast_inference=args.fast_inference,
-                max_lora_rank=args.lora_rank,
-                gpu_memory_utilization=args.gpu_memory_utilization,
-                use_exact_model_name=True,  # quantise this model, as from the tutorial's local path; no ready-made 4-bit copy
-            )
-            model = FastLanguageModel.get_peft_model(
-                model,
-                r=args.lora_rank,
-                target_modules=args.target_modules,
-                lora_alpha=args.lora_alpha,
-                use_gradient_checkpointing={"true": True, "false": False}.get(args.use_gradient_checkpointing, "unsloth"),
-                random_state=args.seed,
-            )
-            peft_config = None
-        else:
-            from peft import LoraConfig
-            from transformers import AutoModelForCausalLM, set_seed
-            set_seed(args.seed)
-            tokenizer = load_tokenizer(args.model)
-            model = AutoModelForCausalLM.from_pretrained(
-                args.model, dtype=torch.bfloat16 if gpu else torch.float32,
-                device_map=int(os.environ.get("LOCAL_RANK", 0)) if gpu else None)  # straight to its GPU
-            peft_config = LoraConfig(r=args.lora_rank, lora_alpha=args.lora_alpha,
-                                     target_modules=args.target_modules, task_type="CAUSAL_LM")
-    except (ValueError, OSError, RuntimeError) as error:  # RuntimeError: Unsloth's word for a model that is not there
-        parser.error(f"cannot load {args.model}: {' '.join(str(error).split())}")
 
-    # -----------------------------------------------------------------------------------------------------------------
-    # Data and rewards
-    try:
-        rewards.reasoning_start, rewards.reasoning_end = args.reasoning_tokens or get_reasoning_tokens(tokenizer)
-        rewards.target_lang = args.target_lang
-        dataset, held_out, maximum_length = load_math_dataset(args, tokenizer)
-    except ValueError as error:
-        parser.error(str(error))
-    first_prompt = tokenizer.apply_chat_template(dataset[0]["prompt"], tokenize=False, add_generation_prompt=True)
-    rewards.think_is_prefilled = first_prompt.rstrip().endswith(rewards.reasoning_start)
-    if len(dataset) < prompts_per_step:
-        parser.error(f"a step needs {prompts_per_step} prompts, and there are {len(dataset)}")
-    if args.rewards == "improved":
-        unusable = sum(rewards.is_correct("", answer) is None for answer in dataset["answer"])
-        if unusable:
-            print(f"warning: {unusable} of {len(dataset)} answers are no numbers: answer_reward skips these rows")
-
-    # -----------------------------------------------------------------------------------------------------------------
-    # Trainer
-    max_prompt_length = maximum_length + 1
-    max_completion_length = args.max_seq_length - max_prompt_length
-    if max_completion_length < 1:
-        parser.error(f"--max-seq-length {args.max_seq_length} leaves no token after prompts of {maximum_length} tokens")
-    from transformers import TrainerCallback
-    from trl import GRPOConfig, GRPOTrainer
-    is_main = int(os.environ.get("RANK", 0)) == 0
-
-    class Watch(TrainerCallback):
-        """Keep metrics.jsonl up to date; warn, or stop, when nothing can be learned."""
-        stuck = seconds_to_first_step = None
-
-        def on_step_end(self, training_args, state, control, **kwargs):
-            self.seconds_to_first_step = self.seconds_to_first_step or round(time.time() - started, 1)
-
-        def on_log(self, training_args, state, control, **kwargs):
-            if is_main:
-                with open(os.path.join(args.output_dir, "metrics.jsonl"), "w") as file:
-                    file.writelines(json.dumps(row) + "\n" for row in state.log_history)
-            cause = find_stuck(state.log_history, args.stop_if_stuck or 10)
-            if cause and cause != self.stuck and is_main:
-                print(f"warning: {cause}")
-            self.stuck = cause
-            if cause and args.stop_if_stuck:
-                control.should_training_stop = True
-
-    watch = Watch()
-    try:
-        training_args = GRPOConfig(
-            temperature=args.temperature,
-            min_p=args.min_p,
-            top_p=args.top_p,
-            top_k=max(args.top_k, 0),  # vLLM calls "all" -1, TRL 0
-            learning_rate=args.learning_rate,
-            weight_decay=args.weight_decay,
-            warmup_steps=args.warmup_ratio,  # transformers 5 reads a value below 1 as a share of the steps
-            lr_scheduler_type=args.lr_scheduler_type,
-            optim=args.optim if gpu else "adamw_torch",
-            logging_steps=args.logging_steps,
-            per_device_train_batch_size=args.per_device_train_batch_size,
-            gradient_accumulation_steps=args.gradient_accumulation_steps,
-            num_generations=args.num_generations,
-            max_completion_length=max_completion_length,
-            max_steps=args.max_steps,
-            num_train_epochs=args.num_train_epochs,
-            save_steps=args.save_steps,
-            report_to=args.report_to,
-            output_dir=args.output_dir,
-            seed=args.seed,
-            bf16=gpu,
-            gradient_checkpointing=args.use_gradient_checkpointing != "false",
-            loss_type=args.loss_type,
-            beta=args.beta,
-            epsilon_high=args.epsilon_high,
-            scale_rewards=args.scale_rewards,
-            mask_truncated_completions=args.mask_truncated_completions,
-            reward_weights=args.reward_weights,
-            use_vllm=gpu and args.fast_inference,
-            vllm_gpu_memory_utilization=args.gpu_memory_utilization,
-            vllm_max_model_length=max(args.max_seq_length, 2048),  # vLLM 0.23's warm-up overruns a shorter block table
-            vllm_importance_sampling_correction=False,  # unknown when the tutorial ran; costs a forward pass a step
-            per_device_eval_batch_size=args.num_generations,
-            num_generations_eval=1,
-            eval_strategy="steps" if args.eval_steps else "no",
-            eval_steps=args.eval_steps or None,
-        )
-        trainer = GRPOTrainer(
-            model=model,
-            processing_class=tokenizer,
-            reward_funcs=reward_funcs,
-            args=training_args,
-            train_dataset=dataset,
-            eval_dataset=held_out,
-            peft_config=peft_config,
-            callbacks=[watch],
-        )
-        os.makedirs(args.output_dir, exist_ok=True)
-    except (ValueError, OSError) as error:  # a value or a combination that TRL or PEFT refuses, or no such folder
-        parser.error(str(error).split("\n")[0])
-    effective = {
-        "prompts_per_step": prompts_per_step,
-        "completions_per_step": completions_per_step,
+def describe(args, trainer, dataset, held_out, max_prompt_length) -> dict:
+    """Return what came of flags that the data, the hardware or the libraries decide."""
+    training_args = trainer.args
+    trainable = [p.numel() for p in trainer.model.parameters() if p.requires_grad]
+    completions = get_completions_per_step(args)
+    warmup = training_args.get_warmup_steps(args.max_steps) if args.max_steps > 0 else None
+    return {
+        "prompts_per_step": completions // args.num_generations,
+        "completions_per_step": completions,
         "max_prompt_length": max_prompt_length,
-        "max_completion_length": max_completion_length,
-        "warmup_steps": training_args.get_warmup_steps(args.max_steps) if args.max_steps > 0 else None,
+        "max_completion_length": args.max_seq_length - max_prompt_length,
+        "warmup_steps": warmup,
         "loss_type": training_args.loss_type,
         "beta": training_args.beta,
         "load_in_4bit": args.engine == "unsloth" and args.load_in_4bit,
         "fast_inference": training_args.use_vllm,
         "optim": training_args.optim.value,
-        "trainable_parameters": sum(p.numel() for p in trainer.model.parameters() if p.requires_grad),
+        "trainable_parameters": sum(trainable),
         "train_rows": len(dataset),
-        "held_out_rows": len(held_out or []),
+        "held_out_rows": len(held_out) if held_out else 0,
+        "steps": 0,
     }
-    if is_main:
-        print("first prompt:", first_prompt, sep="\n")
-        print("\n".join(f"{key}: {value}" for key, value in effective.items()), flush=True)
 
-    # -----------------------------------------------------------------------------------------------------------------
-    # Train, save, check, summary
-    if args.report_to == "swanlab" and is_main:
-        # transformers' own callback fails with swanlab >= 0.8 unless a run is open
-        import swanlab
-        swanlab.init(project="grpo-indonesian", mode=args.swanlab_mode, logdir=os.path.join(args.output_dir, "swanlog"),
-                     config=vars(args))
-    if training_args.use_vllm:
-        check_rollouts_follow_adapter(trainer, tokenizer(first_prompt, add_special_tokens=False)["input_ids"])
-    trainer.train(resume_from_checkpoint=checkpoint)
-    if processes > 1:
-        torch.distributed.destroy_process_group()  # a process that ends without can abort
-    if not is_main:
-        sys.exit()
-    adapter = os.path.join(args.output_dir, "grpo_lora")
-    if args.engine == "unsloth" and args.fast_inference:
-        model.save_lora(adapter)
-    else:
-        trainer.model.save_pretrained(adapter)
 
-    steps = [row for row in trainer.state.log_history if "reward" in row]
-    run = {
-        "arguments": vars(args) | {"reward_funcs": [f.__name__ for f in reward_funcs]},
-        "effective": effective,
-        "held_out": held_out and [prompt[-1]["content"] for prompt in held_out["prompt"]],
-        "versions": {name: importlib.metadata.version(name) for name in
-                     ("torch", "transformers", "trl", "peft", "datasets", "unsloth", "vllm", "langid")
-                     if any(importlib.metadata.distributions(name=name))},
-        "commit": subprocess.run("git rev-parse HEAD", shell=True, cwd=os.path.dirname(os.path.abspath(__file__)),
-                                 capture_output=True, text=True).stdout.strip(),  # a shell, for where git is not installed
-        "hardware": torch.cuda.get_device_name() if gpu else f"CPU, {os.cpu_count()} cores",
-        "seconds": round(time.time() - started, 1),
-        "seconds_to_first_step": watch.seconds_to_first_step,
-        "peak_memory_gib": round(torch.cuda.max_memory_reserved() / 2**30 if gpu else
-                                 resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20, 2),
-        "last_step": steps[-1],
-    }
-    with open(run_file, "w") as file:
-        json.dump(run, file, indent=1, ensure_ascii=False)
-    for key in ("reward", "completions/clipped_ratio", "completions/mean_length", "frac_reward_zero_std", "kl"):
-        print(f"{key}: {steps[0].get(key)} -> {steps[-1].get(key)}")
-    print(f"steps: {trainer.state.global_step}\nseconds: {run['seconds']}\npeak_memory_gib: {run['peak_memory_gib']}")
-    print(f"adapter: {adapter}")
-    if watch.stuck and args.stop_if_stuck:
-        sys.exit(f"error: stopped at step {trainer.state.global_step}: {watch.stuck}")
-    try:
-        check_adapter(adapter)
-    except ValueError as error:
-        sys.exit(f"error: {error}")
+def show_first_prompt(first_prompt, effective):
+    """Print what the model will be given, and what came of the flags."""
+    if not is_main_process():
+        return
+    print("first prompt:", first_prompt, sep="\n")
+    for key, value in effective.items():
+        print(f"{key}: {value}")
+    sys.stdout.flush()
+
+
+def start_swanlab(args):
+    """Open the SwanLab run: transformers' own callback fails with swanlab >= 0.8 without one."""
+    if args.report_to != "swanlab" or not is_main_process():
+        return
+    import swanlab
+
+    swanlab.init(
+        project="grpo-indonesian",
+        mode=args.swanlab_mode,
+        log_dir=os.path.join(args.output_dir, "swanlog"),
+        config=vars(args),
+    )
+
+
+# --------------------------------------------------------------------------------------------------
+# Arguments: names are the tutorial's and TRL's, defaults the tutorial's values
+
+
+def parse_arguments():
+    parser = data.make_parser(__doc__)
+    count = number(int, least=1)
+    share = number(float, least=0, most=1)
+    positive = number(float, above=0)
+
+    group = parser.add_argument_group("run")
+    group.add_argument("--output-dir", default="outputs", help="folder for all that is written")
+    group.add_argument(
+        "--resume", action="store_true", help="go on with the run in --output-dir, if there is one"
+    )
+    group.add_argument(
+        "--max-steps",
+        type=number(int, least=-1),
+        default=100,
+        help="optimizer steps; -1: --num-train-epochs",
+    )
+    group.add_argument("--learning-rate", type=positive, default=5e-6, help="peak learning rate")
+    group.add_argument(
+        "--rewards",
+        choices=["tutorial", "improved"],
+        default="tutorial",
+        help="reward functions of rewards.py",
+    )
+    group.add_argument(
+        "--engine",
+        choices=["unsloth", "trl"],
+        default="unsloth",
+        help="unsloth: the tutorial's; trl: stock TRL + PEFT, also on a CPU",
+    )
+    data.add_data_arguments(parser)
+
+    group = parser.add_argument_group("model and LoRA")
+    group.add_argument(
+        "--max-seq-length", type=count, default=1024, help="prompt + completion, in tokens"
+    )
+    group.add_argument(
+        "--load-in-4bit",
+        action="store_true",
+        default=True,
+        help="4-bit base (with --engine trl always 16-bit)",
+    )
+    group.add_argument("--no-load-in-4bit", dest="load_in_4bit", action="store_false")
+    group.add_argument(
+        "--fast-inference",
+        action="store_true",
+        default=True,
+        help="generate with vLLM (where there is a GPU)",
+    )
+    group.add_argument("--no-fast-inference", dest="fast_inference", action="store_false")
+    group.add_argument(
+        "--gpu-memory-utilization",
+        type=number(float, above=0, most=1),
+        default=0.7,
+        help="vLLM's share of GPU memory",
+    )
+    group.add_argument("--lora-rank", type=count, default=32, help="LoRA rank r")
+    group.add_argument("--lora-alpha", type=positive, help="LoRA scale; default: 2 * rank")
+    group.add_argument(
+        "--target-modules", nargs="+", default=LORA_TARGETS, help="layers that get an adapter"
+    )
+    group.add_argument(
+        "--use-gradient-checkpointing",
+        choices=["unsloth", "true", "false"],
+        default="unsloth",
+        help="recompute activations to save memory (trl: unsloth means true)",
+    )
+
+    group = parser.add_argument_group("sampling")
+    group.add_argument(
+        "--temperature", type=positive, default=1.0, help="sampling temperature of rollouts"
+    )
+    group.add_argument(
+        "--min-p", type=share, default=0.1, help="least probability beside the likeliest token's"
+    )
+    group.add_argument(
+        "--top-p",
+        type=number(float, above=0, most=1),
+        default=1.0,
+        help="probability mass to sample from",
+    )
+    group.add_argument(
+        "--top-k",
+        type=number(int, least=-1),
+        default=-1,
+        help="number of tokens to sample from; -1: all",
+    )
+    group.add_argument(
+        "--num-generations",
+        type=number(int, least=2),
+        default=4,
+        help="completions per prompt: the group that GRPO compares",
+    )
+
+    group = parser.add_argument_group("GRPO")
+    group.add_argument(
+        "--reward-weights",
+        type=number(float),
+        nargs="+",
+        help="one per reward function; default: those in rewards.py",
+    )
+    group.add_argument(
+        "--loss-type",
+        default="bnpo",
+        choices=["bnpo", "grpo", "dr_grpo", "dapo"],
+        help="TRL's loss_type; bnpo: Unsloth's default when the tutorial ran",
+    )
+    group.add_argument(
+        "--beta",
+        type=number(float, least=0),
+        default=0.001,
+        help="weight of the KL term; 0.001: Unsloth's default then",
+    )
+    group.add_argument(
+        "--scale-rewards",
+        choices=["group", "batch", "none"],
+        default="group",
+        help="whose standard deviation divides the advantages",
+    )
+    group.add_argument(
+        "--mask-truncated-completions",
+        action="store_true",
+        help="leave cut-off completions out of the loss",
+    )
+    group.add_argument(
+        "--weight-decay", type=number(float, least=0), default=0.01, help="AdamW's weight decay"
+    )
+    group.add_argument(
+        "--warmup-ratio",
+        type=number(float, least=0, below=1),
+        default=0.1,
+        help="share of the steps to warm up",
+    )
+    group.add_argument(
+        "--lr-scheduler-type",
+        choices=["linear", "cosine", "constant", "constant_with_warmup"],
+        default="linear",
+        help="learning rate schedule",
+    )
+    group.add_argument(
+        "--optim",
+        choices=["adamw_8bit", "paged_adamw_8bit", "adamw_torch", "adamw_torch_fused"],
+        default="adamw_8bit",
+        help="optimizer (on a CPU: adamw_torch)",
+    )
+    group.add_argument(
+        "--per-device-train-batch-size",
+        type=count,
+        default=1,
+        help="completions per device and micro-batch; 1 becomes --num-generations where a step "
+        "would hold no whole group, as in Unsloth",
+    )
+    group.add_argument(
+        "--gradient-accumulation-steps", type=count, default=1, help="micro-batches per step"
+    )
+    group.add_argument(
+        "--num-train-epochs",
+        type=positive,
+        default=1.0,
+        help="passes over the data if --max-steps is -1",
+    )
+    group.add_argument(
+        "--stop-if-stuck",
+        type=number(int, least=0),
+        default=0,
+        metavar="N",
+        help="stop after N logged steps that cannot teach; 0: only warn",
+    )
+
+    group = parser.add_argument_group("output")
+    group.add_argument(
+        "--logging-steps", type=count, default=1, help="steps between lines of metrics.jsonl"
+    )
+    group.add_argument(
+        "--save-steps", type=count, default=20, help="steps between checkpoints (tutorial: 100)"
+    )
+    group.add_argument(
+        "--save-total-limit", type=count, default=2, help="checkpoints to keep, the newest"
+    )
+    group.add_argument(
+        "--eval-steps",
+        type=number(int, least=0),
+        default=0,
+        help="steps between rewards on held-out prompts; 0: never",
+    )
+    group.add_argument(
+        "--min-held-out",
+        type=number(int, least=0),
+        default=0,
+        help="end before training where fewer prompts would be held out",
+    )
+    group.add_argument(
+        "--report-to",
+        choices=["swanlab", "wandb", "tensorboard", "none"],
+        default="swanlab",
+        help="tracker",
+    )
+    group.add_argument(
+        "--swanlab-mode",
+        choices=["offline", "cloud", "local", "disabled"],
+        default="offline",
+        help="cloud needs `swanlab login` or SWANLAB_API_KEY; offline needs neither",
+    )
+
+    args = parser.parse_args()
+    if args.max_steps == 0:
+        parser.error("--max-steps must be at least 1, or -1")
+    if args.resume:
+        args = resume_arguments(parser, args)
+    check_arguments(args, parser)
+    return args
+
+
+if __name__ == "__main__":
+    main(parse_arguments())

@@ -1,4 +1,5 @@
-"""Shared by the tests: a tiny random model made by make_demo_model.py, and a way to run the scripts as a user does."""
+"""Shared by the tests: a tiny model, a trained adapter, and running scripts as users do."""
+
 import os
 import subprocess
 import sys
@@ -13,8 +14,14 @@ os.environ["HF_HUB_OFFLINE"] = "1"
 
 def run_script(*arguments, cwd=ROOT, **environment):
     """Run `python SCRIPT ARGUMENTS...` from the repository and return the finished process."""
-    return subprocess.run([sys.executable, *map(str, arguments)], cwd=cwd, env=os.environ | environment, capture_output=True, text=True,
-                          timeout=400)
+    return subprocess.run(
+        [sys.executable, *map(str, arguments)],
+        cwd=cwd,
+        env=os.environ | environment,
+        capture_output=True,
+        text=True,
+        timeout=400,
+    )
 
 
 @pytest.fixture(scope="session")
@@ -37,8 +44,23 @@ def trained(tiny, tmp_path_factory):
 
 
 def train_arguments(tiny, output, **changes):
-    flags = {"engine": "trl", "model": tiny / "model", "dataset": tiny / "train.jsonl", "output-dir": output, "eval-fraction": 0.2,
-             "max-seq-length": 128, "num-generations": 4, "per-device-train-batch-size": 8, "learning-rate": 1e-3, "max-steps": 2,
-             "save-steps": 1, "use-gradient-checkpointing": "false"}
+    """Return train.py's flags for two quick steps; `changes` replace or add some (True: bare)."""
+    flags = {
+        "engine": "trl",
+        "model": tiny / "model",
+        "dataset": tiny / "train.jsonl",
+        "output-dir": output,
+        "eval-fraction": 0.2,
+        "max-seq-length": 128,
+        "num-generations": 4,
+        "per-device-train-batch-size": 8,
+        "learning-rate": 1e-3,
+        "max-steps": 2,
+        "save-steps": 1,
+        "use-gradient-checkpointing": "false",
+    }
     flags |= {name.replace("_", "-"): value for name, value in changes.items()}
-    return [part for name, value in flags.items() for part in ([f"--{name}"] if value is True else [f"--{name}", value])]
+    arguments = []
+    for name, value in flags.items():
+        arguments += [f"--{name}"] if value is True else [f"--{name}", value]
+    return arguments

@@ -1,166 +1,1170 @@
-"""The statistics against published examples, and evaluate.py as a user runs it. CPU, about a minute.
+"""The statistics against published examples, the grading, and evaluate.py as a user runs it.
+
+On a CPU, with a tiny random model, two minutes:
 
     bash tests/run.sh -k evaluate
 """
+
+import argparse
+import contextlib
+import io
 import json
 import shutil
+import subprocess
+import sys
+from types import SimpleNamespace
 
 import pytest
-from conftest import run_script
+from conftest import ROOT, run_script
 
 import evaluate
+import rewards
+
+INDONESIAN = "Baik, mari kita hitung bersama, satu ditambah dua sama dengan tiga."
+ENGLISH = "Okay, let us work this out together, one and two make the number three."
+MAX_TOKENS = 24
 
 
-@pytest.mark.parametrize("k, n, interval", [  # Newcombe, Statistics in Medicine 17 (1998) 857-872, table I, method 3
-    (81, 263, (0.2553, 0.3662)), (15, 148, (0.0624, 0.1605)), (0, 20, (0.0, 0.1611)), (1, 29, (0.0061, 0.1718))])
+# --------------------------------------------------------------------------------------------------
+# A base model, adapters and a run.json as train.py leaves them
+
+
+def make_model(folder, **changes):
+    """Save a random Qwen3 with byte-level tokens, think tags and two tokens that end a text."""
+    import torch
+    from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers
+    from transformers import PreTrainedTokenizerFast, Qwen3Config, Qwen3ForCausalLM
+
+    alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
+    vocabulary = {token: i for i, token in enumerate([*alphabet, "<bos>", "<eos>", "<end>"])}
+    tokenizer = Tokenizer(models.BPE(vocab=vocabulary, merges=[]))
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.decoder = decoders.ByteLevel()
+    tokenizer.add_special_tokens(["<bos>", "<eos>", "<end>"])
+    tokenizer.add_tokens([AddedToken("<think>"), AddedToken("</think>")])
+    tokenizer = PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer, bos_token="<bos>", eos_token="<eos>", pad_token="<eos>"
+    )
+    tokenizer.chat_template = (
+        "{{ bos_token }}{% for message in messages %}[{{ message.role }}]{{ message.content }}"
+        "{% endfor %}[assistant]"
+    )
+    torch.manual_seed(3407)
+    sizes = {
+        "vocab_size": len(tokenizer),
+        "hidden_size": 32,
+        "intermediate_size": 64,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 2,
+        "num_key_value_heads": 2,
+        "head_dim": 16,
+        "initializer_range": 0.3,
+    }
+    model = Qwen3ForCausalLM(Qwen3Config(**(sizes | changes)))
+    end_tokens = tokenizer.convert_tokens_to_ids(["<eos>", "<end>"])
+    model.generation_config.eos_token_id = end_tokens
+    model.save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    return model
+
+
+def make_adapter(model, folder, base, scale):
+    """Save a LoRA adapter whose lora_B is noise of size `scale`; return the model without it."""
+    import torch
+    from peft import LoraConfig, get_peft_model
+
+    torch.manual_seed(1)
+    config = LoraConfig(r=4, lora_alpha=8, target_modules=["q_proj", "v_proj", "down_proj"])
+    adapted = get_peft_model(model, config)
+    for name, parameter in adapted.named_parameters():
+        if "lora_B" in name:
+            parameter.data.normal_(std=scale)
+    adapted.peft_config["default"].base_model_name_or_path = str(base)
+    adapted.save_pretrained(folder)
+    return adapted.unload()
+
+
+def make_problems(path, first, n):
+    """Write n sums whose questions nobody else has."""
+    rows = []
+    for i in range(first, first + n):
+        rows.append({"prompt": f"What is {i} + {i % 7}?", "solution": str(i + i % 7)})
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+
+
+@pytest.fixture(scope="module")
+def world(tmp_path_factory):
+    """A folder with model/, problems.jsonl, others.jsonl and outputs/ as train.py leaves it."""
+    import data
+
+    folder = tmp_path_factory.mktemp("evaluate")
+    outputs = folder / "outputs"
+    base = folder / "model"
+    model = make_model(base)
+    model = make_adapter(model, outputs / "checkpoint-1", base, 0.05)
+    model = make_adapter(model, outputs / "checkpoint-10", base, 0.2)
+    make_adapter(model, outputs / "grpo_lora", base, 0.5)
+    make_problems(folder / "problems.jsonl", 10, 40)
+    make_problems(folder / "others.jsonl", 60, 12)
+    used = {
+        "engine": "trl",
+        "model": str(base),
+        "revision": None,
+        "dataset": str(folder / "problems.jsonl"),
+        "dataset_config": "en",
+        "dataset_split": "train",
+        "dataset_revision": None,
+        "system_prompt": "zh",
+        "target_lang": "id",
+        "reasoning_tokens": ["<think>", "</think>"],
+        "max_prompt_quantile": 0.9,
+        "eval_fraction": 0.4,
+        "seed": 3407,
+        "load_in_4bit": True,
+        "max_seq_length": 128,
+    }
+    tokenizer = data.load_tokenizer(str(base))
+    _, held_out, _ = data.load_math_dataset(argparse.Namespace(**used), tokenizer)
+    run = {
+        "state": "finished",
+        "arguments": used,
+        "held_out": [prompt[-1]["content"] for prompt in held_out["prompt"]],
+        "commit": "0123abc",
+        "last_step": {"step": 20, "reward": 1.0},
+    }
+    (outputs / "run.json").write_text(json.dumps(run))
+    return folder
+
+
+def run_evaluate(world, *flags, output_dir=None):
+    """Run evaluate.py on a world with short texts, from its folder, and return the process."""
+    output_dir = output_dir or world / "outputs"
+    short = ["--output-dir", output_dir, "--max-tokens", MAX_TOKENS]
+    return run_script("evaluate.py", *short, *flags)
+
+
+def read_results(folder):
+    results = json.loads((folder / "results.json").read_text())
+    lines = (folder / "samples.jsonl").read_text().splitlines()
+    return results, [json.loads(line) for line in lines]
+
+
+@pytest.fixture(scope="module")
+def evaluated(world):
+    """The folder and the printed text of one evaluation of 12 held-out prompts."""
+    flags = ["--split", "held-out", "--num-samples", 12, "--report-to", "swanlab"]
+    done = run_evaluate(world, *flags)
+    assert done.returncode == 0, done.stderr[-3000:]
+    return world / "outputs" / "eval", done.stdout
+
+
+# --------------------------------------------------------------------------------------------------
+# Statistics
+
+
+@pytest.mark.parametrize(
+    "k, n, interval",
+    [  # Newcombe, Statistics in Medicine 17 (1998) 857-872, table I, method 3
+        (81, 263, (0.2553, 0.3662)),
+        (15, 148, (0.0624, 0.1605)),
+        (0, 20, (0.0, 0.1611)),
+        (1, 29, (0.0061, 0.1718)),
+    ],
+)
 def test_wilson(k, n, interval):
     assert evaluate.wilson(k, n) == pytest.approx(interval, abs=5e-5)
 
 
-def test_mcnemar():  # Fagerland, Lydersen, Laake (2014), airway hyper-responsiveness: 1 against 7 discordant pairs
-    assert evaluate.mcnemar(1, 7) == pytest.approx(0.0703, abs=5e-5)
-    assert evaluate.mcnemar(0, 0) == 1.0
+@pytest.mark.parametrize(
+    "only_first, only_second, p",
+    [
+        (1, 7, 0.0703),  # Fagerland, Lydersen, Laake (2014), airway hyper-responsiveness
+        (7, 1, 0.0703),
+        (0, 0, 1.0),
+        (0, 6, 0.03125),  # 2 / 2**6
+    ],
+)
+def test_mcnemar(only_first, only_second, p):
+    assert evaluate.mcnemar(only_first, only_second) == pytest.approx(p, abs=5e-5)
 
 
-@pytest.mark.parametrize("counts, difference, interval", [
-    ((36, 12, 2, 0), 0.2, (0.0569, 0.3404)),      # Newcombe, Statistics in Medicine 17 (1998) 2635-2650, method 10
-    ((1, 1, 7, 12), -0.286, (-0.507, -0.026)),    # Fagerland et al. (2014), Newcombe's square-and-add interval
-    ((14, 5, 0, 22), 0.122, (0.011, 0.226))])     # Altman et al., Statistics with Confidence (2000), chapter 6
+@pytest.mark.parametrize(
+    "counts, difference, interval",
+    [
+        # Newcombe, Statistics in Medicine 17 (1998) 2635-2650, method 10
+        ((36, 12, 2, 0), 0.2, (0.0569, 0.3404)),
+        # Fagerland et al. (2014), Newcombe's square-and-add interval
+        ((1, 1, 7, 12), -0.286, (-0.507, -0.026)),
+        # Altman et al., Statistics with Confidence (2000), chapter 6
+        ((14, 5, 0, 22), 0.122, (0.011, 0.226)),
+    ],
+)
 def test_paired_difference(counts, difference, interval):
-    d, ends = evaluate.paired_difference(*counts)
-    assert d == pytest.approx(difference, abs=5e-4) and ends == pytest.approx(interval, abs=5e-4)
+    found, ends = evaluate.paired_difference(*counts)
+    assert found == pytest.approx(difference, abs=5e-4)
+    assert ends == pytest.approx(interval, abs=5e-4)
 
 
-def test_paired_difference_at_the_edges():
-    for counts in ((5, 0, 0, 0), (0, 0, 0, 5), (0, 5, 0, 0), (3, 0, 0, 2)):
-        d, (low, high) = evaluate.paired_difference(*counts)
-        assert -1 <= low <= d <= high <= 1
+@pytest.mark.parametrize("counts", [(5, 0, 0, 0), (0, 0, 0, 5), (0, 5, 0, 0), (3, 0, 0, 2)])
+def test_paired_difference_at_the_edges(counts):
+    difference, (low, high) = evaluate.paired_difference(*counts)
+    assert -1 <= low <= difference <= high <= 1
 
 
 def test_samples_needed():  # 40 % against 60 % at 80 % power
     assert evaluate.samples_needed(0.4, 0.6) == 97 == evaluate.samples_needed(0.6, 0.4)
 
 
-def test_verdicts():
-    def make(both, first, second, neither):
-        n = both + first + second + neither
-        d, ends = evaluate.paired_difference(both, first, second, neither)
-        return evaluate.verdict({"difference": d, "difference_ci95": ends, "mcnemar_p": evaluate.mcnemar(first, second)}, n,
-                                (both + second) / n, (both + first) / n)
-    assert make(50, 70, 8, 72) == "improved by 31 points (95 % CI 23 to 38, n = 200, p < 0.001)"
-    assert make(0, 0, 6, 0) == "fell by 100 points (95 % CI -100 to -45, n = 6, p = 0.031)"
-    assert make(5, 7, 3, 5) == "no difference shown at n = 20 (p = 0.34); about 97 per arm are needed for 20 points"  # the tutorial's 12 against 8
-    assert evaluate.verdict({"difference": 0.5, "difference_ci95": (0.3, 0.6), "mcnemar_p": 0.01}, 20, 0.1, 0.6, "rose").startswith("rose by 50 points")
-    assert make(5, 5, 5, 5) == "no difference shown at n = 20 (p = 1.00)"
+def make_verdicts(both, only_first, only_second, neither):
+    """Return two arms' verdicts with these counts of pairs."""
+    first = [True] * (both + only_first) + [False] * (only_second + neither)
+    second = [True] * both + [False] * only_first + [True] * only_second + [False] * neither
+    return first, second
+
+
+@pytest.mark.parametrize(
+    "counts, up, sentence",
+    [
+        (
+            (50, 70, 8, 72),
+            "improved",
+            "improved by 31 points (95 % CI 23 to 38, n = 200, p < 0.001)",
+        ),
+        ((50, 70, 8, 72), "rose", "rose by 31 points (95 % CI 23 to 38, n = 200, p < 0.001)"),
+        ((0, 0, 6, 0), "rose", "fell by 100 points (95 % CI -100 to -45, n = 6, p = 0.031)"),
+        (  # the tutorial's 12 against 8
+            (5, 7, 3, 5),
+            "improved",
+            "no difference shown at n = 20 (p = 0.34); about 97 per arm are needed for 20 points",
+        ),
+        ((5, 5, 5, 5), "improved", "no difference shown at n = 20 (p = 1.00)"),
+    ],
+)
+def test_verdict(counts, up, sentence):
+    lora, base = make_verdicts(*counts)
+    n = len(lora)
+    comparison = evaluate.compare(lora, base)
+    assert evaluate.verdict(comparison, n, sum(base) / n, sum(lora) / n, up) == sentence
+
+
+@pytest.mark.parametrize(
+    "language, accuracy, sentence",
+    [
+        (
+            (50, 70, 8, 72),
+            (60, 10, 42, 88),
+            "thinks in Malay 31 points more often (p < 0.001); "
+            "right 16 points less often (p < 0.001)",
+        ),
+        (
+            (5, 7, 3, 5),
+            (5, 5, 5, 5),
+            "thinks in Malay 20 points more often (p = 0.34, which may be chance); "
+            "right as often as before (p = 1.00)",
+        ),
+    ],
+)
+def test_cost_in_a_sentence(language, accuracy, sentence):
+    comparisons = {
+        "indonesian_rate": evaluate.compare(*make_verdicts(*language)),
+        "accuracy": evaluate.compare(*make_verdicts(*accuracy)),
+    }
+    assert evaluate.cost_sentence(comparisons, "Malay") == sentence
+
+
+@pytest.mark.parametrize(
+    "p, text",
+    [
+        (0.0009, "p < 0.001"),
+        (0.001, "p = 0.001"),
+        (0.049, "p = 0.049"),
+        (0.05, "p = 0.05"),
+        (0.5, "p = 0.50"),
+    ],
+)
+def test_p_text(p, text):
+    assert evaluate.p_text(p) == text
+
+
+# --------------------------------------------------------------------------------------------------
+# Grading
+
+
+@pytest.fixture
+def graded():
+    """Settings as for the tutorial's model."""
+    rewards.configure(["<think>", "</think>"], "id")
+
+
+@pytest.mark.parametrize(
+    "text, truncated, accuracy, closed",
+    [
+        ("<think>satu dua</think>Jawabannya \\boxed{34}.", False, True, True),
+        ("<think>satu dua</think>34", False, True, True),
+        ("<think>satu dua</think>Jawaban: 34 apel, bukan 35", False, True, True),
+        ("<think>satu dua</think>35", False, False, True),
+        ("<think>34</think>35", False, False, True),
+        ("<think>34</think>", False, False, False),
+        ("<think></think>34", False, True, False),
+        ("Satu dua, jadi \\boxed{34}", False, True, False),
+        ("The final answer is 34, as 30 + 4 = 34", False, True, False),
+        ("34", False, True, False),
+        ("First 34, then 35", False, False, False),
+        ("no number", False, False, False),
+        ("<think>34 plus something", True, False, False),
+        ("<think>it is \\boxed{34}, let me see", True, True, False),
+        ("<think>a</think>12<think>b</think>34", False, True, False),
+        ("satu dua</think>34", False, True, False),
+    ],
+)
+def test_accuracy_does_not_depend_on_tags(graded, text, truncated, accuracy, closed):
+    cell = evaluate.grade(text, truncated, "34", "What is 30 + 4?")
+    assert cell["accuracy"] is accuracy
+    assert cell["closed_thought_rate"] is closed
+    assert cell["truncation_rate"] is truncated
+
+
+def test_a_prefilled_thought_is_closed():
+    rewards.configure(["<think>", "</think>"], "id", think_is_prefilled=True)
+    cell = evaluate.grade("satu dua</think>34", False, "34", "")
+    rewards.configure(["<think>", "</think>"], "id")
+    assert cell["closed_thought_rate"] and cell["accuracy"]
+
+
+@pytest.mark.parametrize(
+    "thought, answer, lang, in_target, both",
+    [
+        (INDONESIAN, "3", "id", True, True),
+        (INDONESIAN, "4", "id", True, False),
+        (ENGLISH, "3", "en", False, False),
+    ],
+)
+def test_language_of_a_text(graded, thought, answer, lang, in_target, both):
+    cell = evaluate.grade(f"<think>{thought}</think>{answer}", False, "3", "")
+    assert cell["lang"] == lang
+    assert cell["indonesian_rate"] is in_target
+    assert cell["indonesian_and_correct"] is both
+    assert cell["language_share"] > 0.9 if in_target else cell["language_share"] == 0
+
+
+def make_cell(thought, answer, truncated=False, tokens=10):
+    text = f"<think>{thought}" if truncated else f"<think>{thought}</think>{answer}"
+    return {"text": text, "tokens": tokens, "truncated": truncated}
+
+
+def make_samples():
+    """Six samples of three arms, whose numbers can be counted by hand."""
+    base = [
+        make_cell(INDONESIAN, "3"),
+        make_cell(INDONESIAN, "4"),
+        make_cell(ENGLISH, "3"),
+        make_cell(ENGLISH, "3"),
+        make_cell(ENGLISH, "3"),
+        make_cell(ENGLISH, "", truncated=True, tokens=16),
+    ]
+    middle = [make_cell(ENGLISH, "4") for _ in base]
+    lora = [make_cell(INDONESIAN, "3"), *(make_cell(INDONESIAN, "4") for _ in base[1:])]
+    samples = []
+    for i in range(6):
+        row = {"prompt": f"What is 1 + 2, the {i}th time?", "answer": "3"}
+        row |= {"base": base[i], "checkpoint-5": middle[i], "grpo_lora": lora[i]}
+        samples.append(row)
+    return samples
+
+
+def test_summary_counted_by_hand(graded):
+    results = evaluate.summarize(make_samples())
+    assert results["n"] == 6 and results["arms"] == ["base", "checkpoint-5", "grpo_lora"]
+    rates = {arm: [results[arm][rate] for rate in evaluate.RATES] for arm in results["arms"]}
+    assert rates["base"] == pytest.approx([1 / 6, 2 / 6, 4 / 6, 5 / 6, 1 / 6])
+    assert rates["checkpoint-5"] == [0, 0, 0, 1, 0]
+    assert rates["grpo_lora"] == pytest.approx([1 / 6, 1, 1 / 6, 1, 0])
+    assert results["base"]["accuracy_ci95"] == evaluate.wilson(4, 6)
+    assert results["base"]["mean_tokens"] == 11
+    assert results["base"]["language_share"] == pytest.approx(1 / 3, abs=0.03)
+    assert results["golds_that_are_no_number"] == 0
+
+
+def test_what_the_language_cost(graded):
+    results = evaluate.summarize(make_samples())
+    base, lora = results["base"]["by_language"], results["grpo_lora"]["by_language"]
+    assert base["target"]["right"] == 1 and base["target"]["wrong"] == 1
+    assert base["other"]["right"] == 3 and base["other"]["wrong"] == 1
+    assert base["other"]["accuracy"] == 0.75
+    assert base["other"]["accuracy_ci95"] == evaluate.wilson(3, 4)
+    assert lora["target"]["right"] == 1 and lora["target"]["wrong"] == 5
+    nobody = {"right": 0, "wrong": 0, "accuracy": None, "accuracy_ci95": None}
+    assert lora["other"] == nobody
+
+
+def test_the_last_arm_is_compared_with_the_base(graded):
+    results = evaluate.summarize(make_samples())
+    changes = results["comparisons"]
+    assert changes["indonesian_rate"]["difference"] == pytest.approx(4 / 6)
+    assert changes["accuracy"]["difference"] == pytest.approx(-3 / 6)
+    assert changes["accuracy"]["mcnemar_p"] == evaluate.mcnemar(3, 0)
+    assert results["mcnemar_p"] == changes["indonesian_rate"]["mcnemar_p"]
+
+
+def test_langid_against_the_share(graded, monkeypatch):
+    monkeypatch.setattr(rewards, "language_share", lambda thought, problem: 0.5)
+    differ = evaluate.summarize(make_samples())["base"]["langid_disagrees"]
+    assert differ["n"] == 4 and differ["labels"] == ["en"] and len(differ["examples"]) == 3
+    assert differ["examples"][0]["lang"] == "en"
+
+
+def test_golds_without_a_number_are_counted(graded):
+    samples = make_samples()
+    samples[0]["answer"] = "x + 1"
+    results = evaluate.summarize(samples)
+    assert results["golds_that_are_no_number"] == 1
+    assert results["base"]["accuracy"] == 0.5
+
+
+# --------------------------------------------------------------------------------------------------
+# Report
 
 
 @pytest.fixture(scope="module")
-def evaluated(trained, tmp_path_factory):
-    output = tmp_path_factory.mktemp("evaluated") / "outputs"
-    shutil.copytree(trained, output)
-    done = run_script("evaluate.py", "--output-dir", output, "--split", "held-out", "--num-samples", 12, "--max-tokens", 24, "--report-to", "swanlab")
-    assert done.returncode == 0, done.stderr[-3000:]
-    (output / "eval.txt").write_text(done.stdout)
-    return output
+def reported(tmp_path_factory):
+    """A folder with the report on make_samples(), and what was printed."""
+    rewards.configure(["<think>", "</think>"], "id")
+    folder = tmp_path_factory.mktemp("reported")
+    samples = make_samples()
+    results = evaluate.summarize(samples) | {"steps": {"checkpoint-5": 5, "grpo_lora": 9}}
+    printed = io.StringIO()
+    with contextlib.redirect_stdout(printed):
+        evaluate.report(samples, results, str(folder / "samples.jsonl"))
+    return folder, printed.getvalue()
 
 
-def test_results_and_samples(evaluated):
-    results = json.loads((evaluated / "eval" / "results.json").read_text())
-    samples = [json.loads(line) for line in (evaluated / "eval" / "samples.jsonl").read_text().splitlines()]
-    held_out = json.loads((evaluated / "run.json").read_text())["held_out"]
-    assert results["n"] == len(samples) == 12 and {row["prompt"] for row in samples} <= set(held_out)
-    for arm in ("base", "lora"):
+def test_report_names_its_files(reported):
+    folder, _ = reported
+    results, samples = read_results(folder)
+    assert sorted(results["files"].values()) == sorted(path.name for path in folder.iterdir())
+    assert results["files"]["texts"] == "samples.jsonl" and samples[0]["base"]["accuracy"] is True
+    for name in ("eval.png", "curve.png"):
+        assert (folder / name).read_bytes().startswith(b"\x89PNG")
+        assert (folder / name).stat().st_size > 10000
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        "在6个样本上比较使用和不使用LoRA的语言使用情况:",
+        "使用LoRA - 印尼语响应: 6/6 (100.0%)",
+        "不使用LoRA - 印尼语响应: 2/6 (33.3%)",
+        "改进: 使用LoRA增加了4个印尼语响应",
+        "accuracy                base          66.7 %  (95 % CI 30.0 to 90.3)",
+        "accuracy                grpo_lora     16.7 %  (95 % CI 3.0 to 56.4)",
+        "                        no difference shown at n = 6 (p = 0.25); "
+        "about 15 per arm are needed for 50 points",
+        "base         Bahasa Indonesia         1      1   50.0 % right (95 % CI 9.5 to 90.5)",
+        "base         another language         3      1   75.0 % right (95 % CI 30.1 to 95.4)",
+        "grpo_lora    another language         0      0",
+        "verdict: grpo_lora thinks in Bahasa Indonesia 67 points more often "
+        "(p = 0.12, which may be chance); "
+        "right 50 points less often (p = 0.25, which may be chance)",
+    ],
+)
+def test_printed_lines(reported, line):
+    assert line in reported[1].splitlines()
+
+
+def test_headline_first(reported):
+    lines = reported[1].splitlines()
+    rates = [line.split()[0] for line in lines if " base " in line and "95 % CI" in line]
+    assert rates[:5] == list(evaluate.RATES)
+    assert rates[0] == "indonesian_and_correct"
+
+
+def test_pairs_page(reported):
+    page = (reported[0] / "samples.md").read_text()
+    kinds = [line.split()[2] for line in page.splitlines() if line.startswith("## ")]
+    assert kinds == ["tie"] * 6
+    assert "**base**: en, right, 10 tokens" in page
+    assert "**base**: en, wrong, 16 tokens, cut off" in page
+    assert "**grpo_lora**: id, wrong, 10 tokens" in page
+    assert "checkpoint-5" not in page
+
+
+def make_pair_rows(wins, losses, ties):
+    rows = []
+    for kind, before, after, n in (
+        ("win", False, True, wins),
+        ("loss", True, False, losses),
+        ("tie", True, True, ties),
+    ):
+        for i in range(n):
+            row = {"prompt": f"{kind} {i}", "base": {}, "lora": {}}
+            row["base"]["indonesian_and_correct"] = before
+            row["lora"]["indonesian_and_correct"] = after
+            rows.append(row)
+    return rows
+
+
+@pytest.mark.parametrize(
+    "wins, losses, ties, shown",
+    [
+        (20, 20, 20, [4, 3, 3]),
+        (20, 1, 20, [5, 1, 4]),
+        (0, 0, 20, [0, 0, 10]),
+        (2, 1, 1, [2, 1, 1]),
+    ],
+)
+def test_ten_pairs_of_all_kinds(wins, losses, ties, shown):
+    rows = make_pair_rows(wins, losses, ties)
+    chosen = evaluate.choose_pairs(rows, "lora")
+    assert all(row["prompt"].startswith(kind) for kind, row in chosen)
+    kinds = [kind for kind, _ in chosen]
+    assert [kinds.count(kind) for kind in ("win", "loss", "tie")] == shown
+    assert chosen == evaluate.choose_pairs(rows, "lora")
+    names = [row["prompt"] for _, row in chosen]
+    assert len(set(names)) == len(names)
+
+
+def test_pairs_are_not_simply_the_first():
+    chosen = evaluate.choose_pairs(make_pair_rows(50, 50, 50), "lora")
+    assert max(int(row["prompt"].split()[1]) for _, row in chosen) > 10
+
+
+def test_fence_shows_any_text_literally():
+    text = "<think>a\n\n~~~~\n" + "word " * 40
+    lines = evaluate.fence(text).splitlines()
+    assert lines[0] == lines[-1] == "~~~~~"
+    assert lines[1:4] == ["<think>a", "", "~~~~"] and max(map(len, lines)) <= 100
+    assert " ".join(lines[4:-1]).split() == ["word"] * 40
+
+
+def test_a_full_disk_leaves_the_old_report(reported, graded, monkeypatch):
+    folder, _ = reported
+    before = {path: path.read_bytes() for path in folder.iterdir()}
+
+    def no_space(results, path):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(evaluate, "draw_curve", no_space)
+    samples = make_samples()[:5]
+    results = evaluate.summarize(samples) | {"steps": {"checkpoint-5": 5, "grpo_lora": 9}}
+    with pytest.raises(OSError):
+        evaluate.report(samples, results, str(folder / "samples.jsonl"))
+    assert {path: path.read_bytes() for path in folder.iterdir()} == before
+
+
+def test_warnings(graded, capsys):
+    samples = make_samples()
+    for row in samples:
+        row["grpo_lora"] = dict(row["base"])
+    samples[0]["answer"] = "x"
+    evaluate.print_warnings(samples, evaluate.summarize(samples))
+    out = capsys.readouterr().out
+    assert "warning: every text is the same with and without LoRA" in out
+    assert "warning: 1 of 6 answers are no numbers" in out
+    evaluate.print_warnings(make_samples(), evaluate.summarize(make_samples()))
+    assert capsys.readouterr().out == ""
+
+
+# --------------------------------------------------------------------------------------------------
+# Generation
+
+
+@pytest.mark.parametrize(
+    "named, ends",
+    [
+        ([257, 258], [257, 258]),
+        (258, [257, 258]),
+        (None, [257]),
+        ("no file", [257]),
+    ],
+)
+def test_end_tokens_of_model_and_tokenizer(world, tmp_path, named, ends):
+    import data
+
+    shutil.copytree(world / "model", tmp_path / "model")
+    path = tmp_path / "model" / "generation_config.json"
+    if named == "no file":
+        path.unlink()
+    else:
+        path.write_text(json.dumps({"eos_token_id": named}))
+    args = argparse.Namespace(model=str(tmp_path / "model"), revision=None)
+    assert evaluate.get_end_tokens(args, data.load_tokenizer(args.model)) == ends
+
+
+@pytest.mark.parametrize(
+    "ids, tokens, truncated",
+    [
+        ([65, 66, 257, 257, 257], 3, False),
+        ([65, 258, 66, 257], 2, False),
+        ([257, 65], 1, False),
+        ([65, 66, 67], 3, True),
+        ([65, 66, 258], 3, False),
+    ],
+)
+def test_a_text_ends_at_the_first_end_token(world, ids, tokens, truncated):
+    import data
+
+    tokenizer = data.load_tokenizer(str(world / "model"))
+    completion = evaluate.make_completion(tokenizer, ids, [257, 258])
+    assert completion["tokens"] == tokens and completion["truncated"] is truncated
+    assert completion["text"] == tokenizer.decode(ids[:tokens]).split("<e")[0]
+
+
+def make_arguments(world, **changes):
+    values = {
+        "model": str(world / "model"),
+        "revision": None,
+        "load_in_4bit": False,
+        "max_tokens": MAX_TOKENS,
+        "temperature": 0.0,
+        "top_k": 50,
+        "seed": 7,
+        "gpu_memory_utilization": 0.5,
+        "enforce_eager": False,
+    }
+    return argparse.Namespace(**(values | changes))
+
+
+def test_generation_stops_at_both_end_tokens(world, tmp_path):
+    """A token that the greedy text has becomes the model's second end token."""
+    import data
+
+    tokenizer = data.load_tokenizer(str(world / "model"))
+    request = evaluate.make_request("base", "What is 1 + 2?", 7)
+    args = make_arguments(world)
+    (free,), _ = evaluate.generate_transformers(args, tokenizer, {}, [request])
+    import torch
+    from transformers import AutoModelForCausalLM
+
+    model = AutoModelForCausalLM.from_pretrained(world / "model", dtype=torch.float32)
+    prompt = torch.tensor([tokenizer(request["prompt"])["input_ids"]])
+    ids = model.generate(prompt, do_sample=False, max_new_tokens=MAX_TOKENS)[0].tolist()
+    ids = ids[prompt.shape[1] :]
+    assert tokenizer.decode(ids, skip_special_tokens=True) == free["text"]
+    second = ids[5]
+    shutil.copytree(world / "model", tmp_path / "model")
+    path = tmp_path / "model" / "generation_config.json"
+    path.write_text(json.dumps({"eos_token_id": [257, second]}))
+    args = make_arguments(world, model=str(tmp_path / "model"))
+    (cut,), _ = evaluate.generate_transformers(args, tokenizer, {}, [request])
+    assert cut["tokens"] == ids.index(second) + 1 and cut["truncated"] is False
+    assert free["text"].startswith(cut["text"]) and free["tokens"] > cut["tokens"]
+
+
+def test_limit_and_truncation_agree(world):
+    import data
+
+    tokenizer = data.load_tokenizer(str(world / "model"))
+    requests = [evaluate.make_request("base", f"What is {i} + 2?", i) for i in range(70)]
+    args = make_arguments(world, temperature=1.0)
+    completions, _ = evaluate.generate_transformers(args, tokenizer, {}, requests)
+    assert len(completions) == 70
+    for completion in completions:
+        assert completion["tokens"] <= MAX_TOKENS
+        if completion["tokens"] < MAX_TOKENS:
+            assert not completion["truncated"]
+    assert {completion["truncated"] for completion in completions} == {True, False}
+
+
+def test_batches_hold_one_arm():
+    arms = ["base"] * 5 + ["lora"] * 2 + ["base"]
+    requests = [evaluate.make_request(arm, "", i) for i, arm in enumerate(arms)]
+    batches = evaluate.make_batches(requests, size=3)
+    seeds = [[request["seed"] for request in batch] for batch in batches]
+    assert seeds == [[0, 1, 2], [3, 4], [5, 6], [7]]
+
+
+def test_vllm_gets_each_request_with_its_adapter_and_seed(world, monkeypatch):
+    import data
+
+    calls = {}
+
+    class LLM:
+        """Answers every prompt with its own ids, as far as the limit goes, and an end token."""
+
+        def __init__(self, **options):
+            calls.update(options)
+
+        def generate(self, prompts, sampling_params, lora_request):
+            calls["lora"] = lora_request
+            calls["sampling"] = sampling_params
+            outputs = []
+            for prompt, sampling in zip(prompts, sampling_params):
+                ids = [*prompt["prompt_token_ids"], sampling.stop_token_ids[-1]]
+                row = SimpleNamespace(token_ids=ids[: sampling.max_tokens], finish_reason="")
+                outputs.append(SimpleNamespace(outputs=[row]))
+            return outputs
+
+    def sampling_params(**options):
+        return SimpleNamespace(**options)
+
+    stand_in = SimpleNamespace(LLM=LLM, SamplingParams=sampling_params)
+    lora = SimpleNamespace(LoRARequest=lambda name, number, path: (name, number, path))
+    monkeypatch.setitem(sys.modules, "vllm", stand_in)
+    monkeypatch.setitem(sys.modules, "vllm.lora", SimpleNamespace(request=lora))
+    monkeypatch.setitem(sys.modules, "vllm.lora.request", lora)
+    tokenizer = data.load_tokenizer(str(world / "model"))
+    outputs = world / "outputs"
+    adapters = {"checkpoint-1": str(outputs / "checkpoint-1"), "last": str(outputs / "grpo_lora")}
+    long_text = "b" * (MAX_TOKENS + 1)
+    requests = [
+        evaluate.make_request("base", "a", 3),
+        evaluate.make_request("last", long_text, 4),
+        evaluate.make_request("checkpoint-1", "c", 5),
+    ]
+    args = make_arguments(world, max_tokens=MAX_TOKENS, load_in_4bit=True, enforce_eager=True)
+    completions, _ = evaluate.generate_vllm(args, tokenizer, adapters, requests)
+    assert [request and request[0] for request in calls["lora"]] == [None, "last", "checkpoint-1"]
+    assert calls["lora"][1][2] == str(outputs / "grpo_lora")
+    assert calls["lora"][1][1] != calls["lora"][2][1] and calls["lora"][2][1] >= 1
+    assert [sampling.seed for sampling in calls["sampling"]] == [3, 4, 5]
+    assert calls["sampling"][0].stop_token_ids == [257, 258]
+    assert calls["sampling"][0].temperature == 0 and calls["sampling"][0].top_k == 50
+    assert calls["quantization"] == "bitsandbytes" and calls["enforce_eager"] is True
+    assert calls["enable_lora"] is True and calls["max_loras"] == 2 and calls["max_lora_rank"] == 8
+    assert calls["max_num_seqs"] == 3 and calls["gpu_memory_utilization"] == 0.5
+    assert calls["max_model_len"] >= len(long_text) + MAX_TOKENS
+    assert [completion["text"] for completion in completions] == ["a", "b" * MAX_TOKENS, "c"]
+    assert [completion["truncated"] for completion in completions] == [False, True, False]
+    assert [completion["tokens"] for completion in completions] == [2, MAX_TOKENS, 2]
+
+
+@pytest.mark.parametrize("ranks, size", [([], 8), ([8], 8), ([9], 16), ([4, 64, 32], 64)])
+def test_lora_rank_for_vllm(tmp_path, ranks, size):
+    adapters = {}
+    for rank in ranks:
+        folder = tmp_path / str(rank)
+        folder.mkdir()
+        (folder / "adapter_config.json").write_text(json.dumps({"r": rank}))
+        adapters[str(rank)] = str(folder)
+    assert evaluate.get_lora_rank(adapters) == size
+
+
+def test_without_a_gpu_the_results_say_what_ran():
+    args = argparse.Namespace(fast_inference=True, load_in_4bit=True)
+    assert evaluate.choose_generator(args) is evaluate.generate_transformers
+    assert args.fast_inference is False and args.load_in_4bit is False
+
+
+# --------------------------------------------------------------------------------------------------
+# evaluate.py as a user runs it
+
+
+def read_files(folder):
+    return {path.name: path.read_bytes() for path in folder.iterdir()}
+
+
+def test_results_and_samples(world, evaluated):
+    results, samples = read_results(evaluated[0])
+    run = json.loads((world / "outputs" / "run.json").read_text())
+    assert results["n"] == len(samples) == 12
+    assert {row["prompt"] for row in samples} <= set(run["held_out"])
+    assert results["arms"] == ["base", "lora"] and results["split"] == "held-out"
+    for arm in results["arms"]:
         for rate in evaluate.RATES:
             assert results[arm][rate] == sum(row[arm][rate] for row in samples) / 12
             low, high = results[arm][f"{rate}_ci95"]
             assert low <= results[arm][rate] <= high
-        assert all(set(row[arm]) >= {"text", "lang", "tokens", "truncated"} for row in samples)
-    assert {"mcnemar_p", "difference", "difference_ci95", "arguments", "versions", "commit", "seconds"} <= set(results)
-    assert [p["arm"] for p in results["single_prompts"]] == ["base", "lora", "lora", "base"]
-    assert results["single_prompts"][0]["prompt"] == "What is the sqrt of 101?"
-    assert (evaluated / "eval" / "eval.png").stat().st_size > 10000
-    out = (evaluated / "eval.txt").read_text()
-    assert "在12个样本上比较使用和不使用LoRA的语言使用情况:" in out and "使用LoRA - 印尼语响应: " in out and "indonesian_and_correct" in out
+    keys = {"comparisons", "mcnemar_p", "arguments", "versions", "seconds", "reasoning_tokens"}
+    assert keys <= set(results) and results["commit"] == "0123abc"
+    assert results["arguments"]["load_in_4bit"] is False
+    assert results["adapters"] == {"lora": str(world / "outputs" / "grpo_lora")}
+    assert any(row["base"]["text"] != row["lora"]["text"] for row in samples)
+    names = ["eval.png", "results.json", "samples.jsonl", "samples.md"]
+    assert sorted(read_files(evaluated[0])) == names
+    assert (world / "outputs" / "swanlog").is_dir()
 
 
-def test_same_prompts_same_seeds_give_the_same_texts(evaluated, tmp_path):
-    """An adapter that changes nothing must answer like the base: the arms differ by the adapter only."""
-    from safetensors.torch import load_file, save_file
-    output = tmp_path / "outputs"
-    shutil.copytree(evaluated, output)
-    path = output / "grpo_lora" / "adapter_model.safetensors"
-    save_file({key: value * 1e-20 if "lora_B" in key else value for key, value in load_file(path).items()}, path)
-    done = run_script("evaluate.py", "--output-dir", output, "--num-samples", 8, "--max-tokens", 24)
+def test_the_four_single_prompts(evaluated):
+    results, _ = read_results(evaluated[0])
+    singles = results["single_prompts"]
+    kinds = [(single["arm"], single["title"]) for single in singles]
+    assert kinds == [
+        ("base", "no template"),
+        ("lora", "no system prompt"),
+        ("lora", "system prompt"),
+        ("base", "system prompt"),
+    ]
+    assert singles[0]["prompt"] == "What is the sqrt of 101?"
+    assert singles[1]["prompt"] == "<bos>[user]Solve (x + 2)^2 = 0[assistant]"
+    assert singles[2]["prompt"].startswith("<bos>[system]你接到一个问题。")
+    assert singles[3]["prompt"] == singles[2]["prompt"]
+    out = evaluated[1]
+    places = [out.index(f"\n{arm}, {title}: ") for arm, title in kinds]
+    assert places == sorted(places) and places[-1] < out.index("在12个样本上比较")
+
+
+def test_without_system_prompt_beside_the_first_evaluation(world, evaluated):
+    before = read_files(evaluated[0])
+    flags = ["--split", "held-out", "--num-samples", 12]
+    done = run_evaluate(world, *flags, "--system-prompt", "none", "--name", "no-prompt")
     assert done.returncode == 0, done.stderr[-3000:]
-    samples = [json.loads(line) for line in (output / "eval" / "samples.jsonl").read_text().splitlines()]
-    assert all(row["base"]["text"] == row["lora"]["text"] for row in samples) and len({row["base"]["text"] for row in samples}) > 1
-    assert "no difference shown at n = 8 (p = 1.00)" in done.stdout and "warning: every text is the same" in done.stdout
+    assert read_files(evaluated[0]) == before
+    results, samples = read_results(world / "outputs" / "no-prompt")
+    _, first = read_results(evaluated[0])
+    assert [row["prompt"] for row in samples] == [row["prompt"] for row in first]
+    assert any(row["base"]["text"] != old["base"]["text"] for row, old in zip(samples, first))
+    assert all("[system]" not in single["prompt"] for single in results["single_prompts"])
 
 
-def test_rescore_gives_identical_numbers(evaluated, tmp_path):
-    shutil.copytree(evaluated, tmp_path / "outputs")
-    results = tmp_path / "outputs" / "eval" / "results.json"
-    before = json.loads(results.read_text())
-    results.write_text(json.dumps(before | {"base": None, "difference": None}))
-    done = run_script("evaluate.py", "--rescore", tmp_path / "outputs" / "eval" / "samples.jsonl")
-    assert done.returncode == 0, done.stderr[-2000:]
-    assert json.loads(results.read_text()) == before
+def test_curve_of_checkpoints(world, evaluated):
+    folders = [world / "outputs" / name for name in ("grpo_lora", "checkpoint-10", "checkpoint-1")]
+    flags = ["--split", "held-out", "--num-samples", 12]
+    done = run_evaluate(world, *flags, "--adapter", *folders)
+    assert done.returncode == 0, done.stderr[-3000:]
+    folder = world / "outputs" / "eval-curve"
+    results, samples = read_results(folder)
+    _, single = read_results(evaluated[0])
+    assert results["steps"] == {"checkpoint-1": 1, "checkpoint-10": 10, "grpo_lora": 20}
+    assert results["arms"] == ["base", *results["steps"]]
+    assert list(results["adapters"]) == list(results["steps"])
+    # one engine with three adapters says what an engine with one says
+    for row, old in zip(samples, single):
+        assert row["base"] == old["base"]
+        assert row["grpo_lora"] == old["lora"]
+    texts = [[row[arm]["text"] for row in samples] for arm in results["arms"]]
+    assert all(texts.count(column) == 1 for column in texts)
+    assert results["files"]["curve"] == "curve.png"
+    assert (folder / "curve.png").read_bytes().startswith(b"\x89PNG")
 
 
-def test_rescore_grades_two_written_samples(tmp_path):
-    rows = [{"prompt": "1+1?", "answer": "2", "base": {"text": "<think>One and one make the number two.</think>2", "tokens": 9, "truncated": False},
-             "lora": {"text": "<think>Baik, mari kita hitung bersama, satu ditambah satu sama dengan dua.</think>2", "tokens": 11, "truncated": False}},
-            {"prompt": "1+2?", "answer": "3", "base": {"text": "<think>One and two make three, and then", "tokens": 8, "truncated": True},
-             "lora": {"text": "<think>Baik, mari kita hitung bersama, satu ditambah dua sama dengan tiga.</think>4", "tokens": 11, "truncated": False}}]
-    (tmp_path / "samples.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
-    (tmp_path / "results.json").write_text(json.dumps({"target_lang": "id", "reasoning_tokens": ["<think>", "</think>"]}))
-    done = run_script("evaluate.py", "--rescore", tmp_path / "samples.jsonl")
-    assert done.returncode == 0, done.stderr[-2000:]
-    results = json.loads((tmp_path / "results.json").read_text())
-    assert [results[arm][rate] for arm in ("base", "lora") for rate in evaluate.RATES] == [0, 0.5, 0, 0.5, 1, 0.5, 0.5, 0]
-    assert results["base"]["language_share"] == 0 < 0.9 < results["lora"]["language_share"]
+def test_a_checkpoint_on_another_data_set(world):
+    flags = ["--adapter", world / "outputs" / "checkpoint-10", "--name", "other"]
+    done = run_evaluate(
+        world, *flags, "--dataset", world / "others.jsonl", "--num-samples", 12, "--seed", 5
+    )
+    assert done.returncode == 0, done.stderr[-3000:]
+    results, samples = read_results(world / "outputs" / "other")
+    others = [json.loads(line) for line in (world / "others.jsonl").read_text().splitlines()]
+    assert {row["prompt"] for row in samples} == {row["prompt"] for row in others}
+    assert results["split"] == "held-out" and results["arms"] == ["base", "lora"]
 
 
-def test_rescore_of_something_else_changes_nothing(evaluated, tmp_path):
-    shutil.copytree(evaluated / "eval", tmp_path / "eval")
-    (tmp_path / "eval" / "bad.jsonl").write_text("[]\n")
-    before = {path: path.read_bytes() for path in (tmp_path / "eval").iterdir()}
-    done = run_script("evaluate.py", "--rescore", tmp_path / "eval" / "bad.jsonl")
-    assert done.returncode == 2 and done.stderr.startswith("error: --rescore") and done.stderr.count("\n") == 1
-    assert {path: path.read_bytes() for path in (tmp_path / "eval").iterdir()} == before
+def test_same_prompts_same_seeds_give_the_same_texts(world, tmp_path):
+    """An adapter that changes nothing must answer like the base: the arms differ by it only."""
+    from safetensors.torch import load_file, save_file
+
+    shutil.copytree(world / "outputs" / "grpo_lora", tmp_path / "lora")
+    path = tmp_path / "lora" / "adapter_model.safetensors"
+    tensors = load_file(path)
+    for key in tensors:
+        if "lora_B" in key:
+            tensors[key] = tensors[key] * 1e-20
+    save_file(tensors, path)
+    flags = ["--adapter", tmp_path / "lora", "--name", "nothing", "--num-samples", 8]
+    done = run_evaluate(world, *flags)
+    assert done.returncode == 0, done.stderr[-3000:]
+    results, samples = read_results(world / "outputs" / "nothing")
+    assert all(row["base"]["text"] == row["lora"]["text"] for row in samples)
+    assert len({row["base"]["text"] for row in samples}) == 8
+    assert "no difference shown at n = 8 (p = 1.00)" in done.stdout
+    assert "warning: every text is the same" in done.stdout
+    run = json.loads((world / "outputs" / "run.json").read_text())
+    assert results["split"] == "train"
+    assert not {row["prompt"] for row in samples} & set(run["held_out"])
 
 
-def test_one_model_alone_without_a_pad_token(tiny, tmp_path):
-    shutil.copytree(tiny / "model", tmp_path / "model")
+def test_ask_something(world):
+    questions = ["What is 17 * 23?", "Who are you?"]
+    before = sorted(path.name for path in (world / "outputs").iterdir())
+    flags = ["--prompt", questions[0], "--prompt", questions[1], "--dataset", "nowhere/nothing"]
+    done = run_evaluate(world, *flags)
+    assert done.returncode == 0, done.stderr[-3000:]
+    for question in questions:
+        for arm in ("base", "lora"):
+            assert f"{arm}, no system prompt: <bos>[user]{question}[assistant]\n" in done.stdout
+            assert f"{arm}, system prompt: <bos>[system]" in done.stdout
+    assert done.stdout.count("=" * 60) == 8
+    assert sorted(path.name for path in (world / "outputs").iterdir()) == before
+
+
+def test_one_model_alone_without_a_pad_token(world, tmp_path):
+    shutil.copytree(world / "model", tmp_path / "model")
     path = tmp_path / "model" / "tokenizer_config.json"
     config = json.loads(path.read_text())
     del config["pad_token"]
     path.write_text(json.dumps(config))
-    done = run_script("evaluate.py", "--output-dir", tmp_path, "--model", tmp_path / "model", "--dataset", tiny / "train.jsonl", "--adapter", "none",
-                      "--num-samples", 4, "--max-tokens", 8)
+    flags = ["--model", tmp_path / "model", "--dataset", world / "problems.jsonl"]
+    done = run_evaluate(
+        world, *flags, "--adapter", "none", "--num-samples", 4, output_dir=tmp_path / "new"
+    )
     assert done.returncode == 0, done.stderr[-2000:]
-    results = json.loads((tmp_path / "eval-alone" / "results.json").read_text())
-    assert "lora" not in results and "difference" not in results and results["base"]["truncation_rate_ci95"]
+    results, samples = read_results(tmp_path / "new" / "eval-alone")
+    assert results["arms"] == ["base"] and "difference" not in results
+    assert [single["arm"] for single in results["single_prompts"]] == ["base"] * 3
+    assert list(samples[0]) == ["prompt", "answer", "base"]
+    assert "使用LoRA" not in done.stdout and "verdict" not in done.stdout
 
 
-@pytest.mark.parametrize("flags, message", [
-    (["--num-samples", "100000"], "the train split has"), (["--num-samples", "0"], "the train split has"), (["--adapter", "{tiny}/model"], "is not a LoRA adapter"),
-    (["--adapter", "{tiny}/nothing"], "is not a LoRA adapter"), (["--model", "{tiny}/wide"], "was trained on"),
-    (["--model", "{tiny}/small/model"], "more than the model's vocabulary"), (["--split", "held-out", "--eval-fraction", "0.3"], "does not show that train.py left"),
-    (["--rescore", "{tiny}/nothing.jsonl"], "--rescore"), (["--max-tokens", "0"], "--max-tokens must be at least 1"), (["--output-dir", "/proc/nothing"], "error: ")])
-def test_bad_input_gets_one_line(trained, tiny, flags, message):
-    if not (tiny / "wide").exists():
-        from transformers import AutoConfig, AutoModelForCausalLM
-        shutil.copytree(tiny / "model", tiny / "small" / "model")
-        shutil.copytree(tiny / "model", tiny / "wide")
-        for folder, change in ((tiny / "wide", {"hidden_size": 64}), (tiny / "small" / "model", {"vocab_size": 300})):
-            config = AutoConfig.from_pretrained(tiny / "model")
-            for key, value in change.items():
-                setattr(config, key, value)
-            AutoModelForCausalLM.from_config(config).save_pretrained(folder)
-    arguments = [flag.replace("{tiny}", str(tiny)) for flag in flags]
-    done = run_script("evaluate.py", "--output-dir", trained, *arguments)
-    assert not (trained / "eval").exists()
-    assert done.returncode == 2 and "Traceback" not in done.stderr
+# --------------------------------------------------------------------------------------------------
+# --rescore
+
+
+def test_rescore_gives_identical_numbers(evaluated, tmp_path):
+    shutil.copytree(evaluated[0], tmp_path / "eval")
+    results_file = tmp_path / "eval" / "results.json"
+    before = json.loads(results_file.read_text())
+    results_file.write_text(json.dumps(before | {"base": None, "difference": None}))
+    done = run_script("evaluate.py", "--rescore", tmp_path / "eval" / "samples.jsonl")
+    assert done.returncode == 0, done.stderr[-2000:]
+    assert json.loads(results_file.read_text()) == before
+
+
+def test_rescore_of_old_files_gives_the_new_numbers(tmp_path):
+    rows = []
+    for row in make_samples():
+        base = {"text": row["base"]["text"].split("</think>")[-1] + " so the answer is 3"}
+        base |= {"tokens": 9, "truncated": False}
+        rows.append({"prompt": row["prompt"], "answer": "3", "base": base, "lora": base})
+    path = tmp_path / "samples.jsonl"
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    old = {"target_lang": "id", "reasoning_tokens": ["<think>", "</think>"], "split": "train"}
+    (tmp_path / "results.json").write_text(json.dumps(old))
+    done = run_script("evaluate.py", "--rescore", path)
+    assert done.returncode == 0, done.stderr[-2000:]
+    results, _ = read_results(tmp_path)
+    assert results["base"]["accuracy"] == 1 and results["base"]["closed_thought_rate"] == 0
+    assert results["split"] == "train"
+
+
+GOOD_ROW = {"prompt": "p", "answer": "1", "base": {"text": "", "tokens": 1, "truncated": False}}
+GOOD_RESULTS = {"target_lang": "id", "reasoning_tokens": ["<think>", "</think>"]}
+
+
+@pytest.mark.parametrize(
+    "row, results",
+    [
+        ("", GOOD_RESULTS),
+        ("[]", GOOD_RESULTS),
+        ("{", GOOD_RESULTS),
+        ('"text"', GOOD_RESULTS),
+        ({"prompt": "p", "answer": "1"}, GOOD_RESULTS),
+        (GOOD_ROW | {"answer": 1}, GOOD_RESULTS),
+        (GOOD_ROW | {"prompt": None}, GOOD_RESULTS),
+        (GOOD_ROW | {"base": "text"}, GOOD_RESULTS),
+        (GOOD_ROW | {"base": {"text": ""}}, GOOD_RESULTS),
+        (GOOD_ROW | {"base": GOOD_ROW["base"] | {"text": 1}}, GOOD_RESULTS),
+        (GOOD_ROW | {"base": GOOD_ROW["base"] | {"truncated": "no"}}, GOOD_RESULTS),
+        (GOOD_ROW, None),
+        (GOOD_ROW, "{"),
+        (GOOD_ROW, []),
+        (GOOD_ROW, {}),
+        (GOOD_ROW, {"target_lang": "id"}),
+        (GOOD_ROW, GOOD_RESULTS | {"target_lang": "xx"}),
+        (GOOD_ROW, GOOD_RESULTS | {"reasoning_tokens": None}),
+        (GOOD_ROW, GOOD_RESULTS | {"reasoning_tokens": ["<think>"]}),
+        (GOOD_ROW, GOOD_RESULTS | {"reasoning_tokens": ["<think>", None]}),
+    ],
+)
+def test_rescore_of_something_else_changes_nothing(tmp_path, capsys, row, results):
+    path = tmp_path / "samples.jsonl"
+    path.write_text(row if isinstance(row, str) else json.dumps(row) + "\n")
+    if results is not None:
+        text = results if isinstance(results, str) else json.dumps(results)
+        (tmp_path / "results.json").write_text(text)
+    before = read_files(tmp_path)
+    with pytest.raises(SystemExit) as end:
+        evaluate.rescore(str(path))
+    error = capsys.readouterr().err
+    assert end.value.code == 2 and error.startswith("error: --rescore") and error.count("\n") == 1
+    assert read_files(tmp_path) == before
+
+
+def test_rows_of_different_arms_are_refused(tmp_path, capsys):
+    other = dict(GOOD_ROW)
+    other["lora"] = other.pop("base")
+    path = tmp_path / "samples.jsonl"
+    path.write_text(json.dumps(GOOD_ROW) + "\n" + json.dumps(other) + "\n")
+    with pytest.raises(SystemExit):
+        evaluate.rescore(str(path))
+    assert "line 2 of" in capsys.readouterr().err
+
+
+def test_an_error_in_rescore_keeps_its_traceback(tmp_path, monkeypatch):
+    (tmp_path / "samples.jsonl").write_text(json.dumps(GOOD_ROW) + "\n")
+    (tmp_path / "results.json").write_text(json.dumps(GOOD_RESULTS))
+
+    def broken(text):
+        raise KeyError("a fork's bug")
+
+    monkeypatch.setattr(rewards, "get_lang", broken)
+    with pytest.raises(KeyError):
+        evaluate.rescore(str(tmp_path / "samples.jsonl"))
+
+
+# --------------------------------------------------------------------------------------------------
+# Arguments
+
+
+def parse(monkeypatch, *flags):
+    monkeypatch.setattr(sys, "argv", ["evaluate.py", *map(str, flags)])
+    monkeypatch.setattr(sys, "excepthook", sys.excepthook)  # make_parser sets it
+    return evaluate.parse_arguments()
+
+
+def test_tutorial_defaults(monkeypatch, tmp_path):
+    args = parse(monkeypatch, "--output-dir", tmp_path)
+    assert args.num_samples == 20 and args.seed == 3407 and args.split == "train"
+    assert args.temperature == 1.0 and args.top_k == 50 and args.max_tokens == 2048
+    assert args.system_prompt == "zh" and args.load_in_4bit and args.fast_inference
+    assert args.gpu_memory_utilization == 0.7 and args.enforce_eager is False
+
+
+def test_defaults_come_from_the_run(monkeypatch, world):
+    args = parse(monkeypatch, "--output-dir", world / "outputs")
+    assert args.model == str(world / "model") and args.dataset == str(world / "problems.jsonl")
+    assert args.eval_fraction == 0.4 and args.reasoning_tokens == ["<think>", "</think>"]
+    assert args.load_in_4bit is False  # the run's engine was trl
+    args = parse(monkeypatch, "--output-dir", world / "outputs", "--eval-fraction", 0.1)
+    assert args.eval_fraction == 0.1
+
+
+@pytest.mark.parametrize(
+    "change, flags, load_in_4bit",
+    [
+        ({"engine": "unsloth"}, [], True),
+        ({"engine": "unsloth", "load_in_4bit": False}, [], False),
+        ({"engine": "unsloth"}, ["--no-load-in-4bit"], False),
+        ({"engine": "unsloth"}, ["--model", "somebody/else"], False),
+        ({"engine": "trl"}, [], False),
+        ({"engine": "trl"}, ["--load-in-4bit"], True),
+    ],
+)
+def test_the_base_is_loaded_as_it_was_trained(
+    monkeypatch, world, tmp_path, change, flags, load_in_4bit
+):
+    run = json.loads((world / "outputs" / "run.json").read_text())
+    run["arguments"] |= change
+    (tmp_path / "run.json").write_text(json.dumps(run))
+    assert parse(monkeypatch, "--output-dir", tmp_path, *flags).load_in_4bit is load_in_4bit
+
+
+@pytest.mark.parametrize(
+    "flags, name",
+    [
+        ([], "eval"),
+        (["--adapter", "a"], "eval"),
+        (["--adapter", "a", "b"], "eval-curve"),
+        (["--adapter", "none"], "eval-alone"),
+        (["--adapter", "a", "b", "--name", "x"], "x"),
+    ],
+)
+def test_folder_of_the_results(monkeypatch, tmp_path, flags, name):
+    assert parse(monkeypatch, "--output-dir", tmp_path, *flags).name == name
+
+
+@pytest.mark.parametrize(
+    "other, same",
+    [
+        ({}, True),
+        ({"dataset": "./problems.jsonl", "dataset_config": "xx"}, True),
+        ({"dataset": "others.jsonl"}, False),
+        ({"dataset": "some/hub-set"}, False),
+        ({"dataset_config": "xx"}, True),
+    ],
+)
+def test_same_file(world, monkeypatch, other, same):
+    monkeypatch.chdir(world)
+    used = {"dataset": str(world / "problems.jsonl"), "dataset_config": "en"}
+    used |= {"dataset_split": "train", "dataset_revision": None}
+    assert evaluate.is_same_data(argparse.Namespace(**(used | other)), used) is same
+
+
+@pytest.mark.parametrize(
+    "other, same",
+    [
+        ({}, True),
+        ({"dataset_config": "socratic"}, False),
+        ({"dataset_split": "test"}, False),
+        ({"dataset_revision": "v2"}, False),
+        ({"dataset": "openai/other"}, False),
+    ],
+)
+def test_same_part_of_a_hub_data_set(other, same):
+    used = {"dataset": "openai/gsm8k", "dataset_config": "main", "dataset_split": "train"}
+    args = argparse.Namespace(**({"dataset_revision": None} | used | other))
+    assert evaluate.is_same_data(args, used) is same
+
+
+@pytest.mark.parametrize(
+    "folder, step",
+    [("outputs/checkpoint-40", 40), ("checkpoint-7/", 7), ("outputs/grpo_lora", 20)],
+)
+def test_step_of_an_adapter(folder, step):
+    assert evaluate.get_step(folder, {"last_step": {"step": 20}}) == step
+
+
+BAD_INPUT = [
+    (["--num-samples", "0"], "--num-samples"),
+    (["--num-samples", "1.5"], "--num-samples"),
+    (["--max-tokens", "0"], "--max-tokens"),
+    (["--temperature", "-1"], "--temperature"),
+    (["--temperature", "nan"], "--temperature"),
+    (["--top-k", "-2"], "--top-k"),
+    (["--gpu-memory-utilization", "0"], "--gpu-memory-utilization"),
+    (["--gpu-memory-utilization", "1.1"], "--gpu-memory-utilization"),
+    (["--prompt", ""], "--prompt"),
+    (["--name", "a/b"], "not the name of a folder"),
+    (["--name", ".."], "not the name of a folder"),
+    (["--name", " "], "not the name of a folder"),
+    (["--name", "grpo_lora"], "holds something else than an evaluation"),
+    (["--adapter", "none", "x"], "--adapter none stands alone"),
+    (["--adapter"], "--adapter"),
+    (["--output-d", "x"], "--output-d"),
+    (["--output-dir"], "--output-dir"),
+    (["--output-dir", "/proc/nothing"], "cannot write to /proc/nothing/eval"),
+    (["--output-dir", "{world}/others.jsonl"], "cannot write to"),
+    (["--output-dir", "{world}/corrupt"], "run.json"),
+    (["--output-dir", "{world}/older"], "it has no target_lang"),
+    (["--rescore", "{world}/nothing.jsonl"], "--rescore"),
+    (["--num-samples", "100000"], "train prompts"),
+    (["--adapter", "{world}/model"], "is not a LoRA adapter"),
+    (["--adapter", "{world}/outputs/checkpoint-1", "{world}/more/checkpoint-1"], "different names"),
+    (["--adapter", "{world}/outputs/checkpoint-1", "{world}/more/x"], "a curve needs checkpoint-N"),
+    (["--model", "{world}/wide"], "was trained on"),
+    (["--model", "{world}/small/model"], "more than the model's vocabulary"),
+    (["--model", "{world}/strange"], "config.json"),
+    (["--split", "held-out", "--eval-fraction", "0.3"], "does not show that train.py left"),
+    (["--split", "held-out", "--eval-fraction", "0"], "does not show that train.py left"),
+]
+
+
+@pytest.fixture(scope="module")
+def spoilt(world):
+    """The world with folders that must be refused."""
+    make_model(world / "wide", hidden_size=64)
+    make_model(world / "small" / "model", vocab_size=200)
+    shutil.copytree(world / "model", world / "strange")
+    (world / "strange" / "config.json").write_text("[]")
+    shutil.copytree(world / "outputs" / "checkpoint-1", world / "more" / "checkpoint-1")
+    shutil.copytree(world / "outputs" / "checkpoint-1", world / "more" / "x")
+    (world / "corrupt").mkdir()
+    (world / "corrupt" / "run.json").write_text("{")
+    run = json.loads((world / "outputs" / "run.json").read_text())
+    del run["arguments"]["target_lang"]
+    (world / "older").mkdir()
+    (world / "older" / "run.json").write_text(json.dumps(run))
+    return world
+
+
+@pytest.mark.parametrize("flags, message", BAD_INPUT)
+def test_bad_input_gets_one_line(spoilt, tmp_path, flags, message):
+    outputs = tmp_path / "outputs"
+    shutil.copytree(spoilt / "outputs", outputs, ignore=shutil.ignore_patterns("eval*", "swanlog"))
+    if "{world}/more/x" in flags:
+        run = json.loads((outputs / "run.json").read_text())
+        del run["last_step"]
+        (outputs / "run.json").write_text(json.dumps(run))
+    before = sorted(outputs.rglob("*"))
+    flags = [flag.replace("{world}", str(spoilt)) for flag in flags]
+    done = run_script("evaluate.py", "--output-dir", outputs, *flags)
+    assert done.returncode == 2 and "Traceback" not in done.stderr, done.stderr[-2000:]
     last = done.stderr.strip().splitlines()[-1]
     assert last.startswith("error: ") and message in last
+    assert sorted(outputs.rglob("*")) == before
+
+
+def test_help_needs_nothing_but_python():
+    command = [sys.executable, "-S", "evaluate.py", "--help"]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=60)
+    assert done.returncode == 0 and "--rescore outputs/eval/samples.jsonl" in done.stdout
+    assert "None" not in done.stdout
