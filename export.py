@@ -29,19 +29,19 @@ from concurrent.futures import ProcessPoolExecutor
 
 import data
 from data import fail, one_line
-from train import check_adapter, read_run
+from train import check_adapter, get_vllm_rank, read_run
 
 
 def main(args):
     arguments = fill_in_from_run(args)  # run.json's: which base model, which system prompt
     check_arguments(args)
-    adapter_config = check_adapter(args.adapter, args.model)
+    check_room(args)
     tokenizer = data.load_tokenizer(args.model, args.revision)
+    adapter_config = check_adapter(args.adapter, args.model, args.revision)
     system_prompt = get_system_prompt(arguments)
     conversations = [data.make_messages(problem, system_prompt) for problem in PROBLEMS]
     prompts = encode_prompts(tokenizer, conversations)
     results = read_results(args)  # evaluate.py's, for the model cards
-    check_room(args)
     partial = make_folders(args)
 
     # 保存为float16格式用于VLLM, 合并为16位: save_method = "merged_16bit"; what 4-bit and GGUF need
@@ -85,7 +85,7 @@ def main(args):
         folder = os.path.join(partial, "lora")
         save_lora(args.adapter, adapter_config, folder)
         save_tokenizer(tokenizer, folder)
-        check_adapter(folder, args.model)
+        check_adapter(folder, args.model, args.revision)
         record = {"rank": adapter_config["r"], "lora_alpha": adapter_config["lora_alpha"]}
         write(f"{folder}/README.md", make_card("lora", args, arguments, results, record))
         keep(args, "lora", record, started)
@@ -158,14 +158,7 @@ def load_base_with_adapter(args):
     from peft import PeftModel
 
     base = load_model(args.model, args.revision)
-    try:
-        model = PeftModel.from_pretrained(base, args.adapter).eval()
-    except (OSError, ValueError, RuntimeError, KeyError) as error:
-        fail(f"the adapter {args.adapter} does not fit {args.model}: {one_line(error)}")
-    for name, module in get_lora_layers(model):
-        if not module.lora_B["default"].weight.any():  # PEFT only warns where a file lacks tensors
-            fail(f"the adapter {args.adapter} lacks the tensors of {name}, or they are zero")
-    return model
+    return PeftModel.from_pretrained(base, args.adapter).eval()
 
 
 def load_model(name: str, revision: str | None = None, **options):
@@ -690,9 +683,9 @@ def read_json(path: str) -> dict:
 
 def check_room(args):
     """Print what disk and memory an export needs; fail if the disk is too small."""
+    parameters = count_parameters(args)
     if args.format == ["lora"]:
         return
-    parameters = count_parameters(args)
     needed = 0.1  # tokenizers, cards
     for kind in {"merged_16bit", *args.format, *get_kinds(args)}:
         needed += 1e-9 * parameters * BYTES_PER_PARAMETER.get(kind, 0)
@@ -707,7 +700,7 @@ def check_room(args):
 
 
 def count_parameters(args) -> int:
-    """Return the base model's number of parameters, from its config; fail if it is quantised."""
+    """Return the base model's number of parameters; fail without it, or if it is quantised."""
     import torch
     from transformers import AutoConfig, AutoModelForCausalLM
 
@@ -719,7 +712,7 @@ def count_parameters(args) -> int:
             model = AutoModelForCausalLM.from_config(config, trust_remote_code=False)
     except Exception as error:  # transformers raises whatever a wrong config.json leads to
         fail(f"cannot read the config of {args.model}: {one_line(error)}")
-    if hasattr(config, "quantization_config"):
+    if hasattr(config, "quantization_config") and args.format != ["lora"]:
         fail(f"{args.model} is quantised: name the 16-bit model that it was made from with --model")
     return model.num_parameters()
 
@@ -898,9 +891,6 @@ def push(args, name: str):
         fail(f"could not push {name} to {repo}: {one_line(error)}", status=1)
 
 
-VLLM_RANKS = (8, 16, 32, 64, 128, 256, 512)  # its only values of --max-lora-rank
-
-
 def print_next_commands(args, adapter_config: dict):
     """Print how to run what was made."""
     vllm = "VLLM_USE_FLASHINFER_SAMPLER=0 vllm serve"  # that sampler would need nvcc (vllm#49497)
@@ -911,7 +901,7 @@ def print_next_commands(args, adapter_config: dict):
         if name == "gguf":
             print(f"  ollama create thinker -f {place}/Modelfile && ollama run thinker")
         elif name == "lora":
-            rank = next(size for size in VLLM_RANKS if size >= adapter_config["r"])
+            rank = get_vllm_rank(adapter_config["r"])
             flags = f"--enable-lora --max-lora-rank {rank} --lora-modules thinker={place}"
             print(f"  {vllm} {args.model} {flags}")
         else:

@@ -742,7 +742,7 @@ def test_models_are_loaded_safely(outputs, monkeypatch):
         (["--model", "m", "--format", "gguf", "--llama-cpp", "."], "no ./convert_hf_to_gguf.py: "),
         (["--format", "merged_8bit"], "argument --format: invalid choice"),
         (["--quantization", "q2_k"], "argument --quantization: invalid choice"),
-        (["--model", "m", "--engine", "trl", "--adapter", "/"], "/ is not a LoRA adapter"),
+        (["--model", "m", "--engine", "trl"], "cannot read the config of m: "),
         (["--model", "m"], "--engine unsloth needs an NVIDIA GPU; use --engine trl here"),
         (["--model", "/nowhere/m"], "argument --model: there is no folder '/nowhere/m'"),
         (["--output-d", "x"], "unrecognized arguments: --output-d x"),
@@ -878,7 +878,13 @@ def test_adapter_with_half_its_tensors(copy):
     done = run_export("--output-dir", copy)
     assert done.returncode == 2
     assert "layers.1" in last_line(done)
-    assert last_line(done).startswith(f"error: the adapter {copy}/grpo_lora lacks the tensors of ")
+    assert last_line(done).startswith(f"error: adapter {copy}/grpo_lora was trained on ")
+
+
+def test_folder_without_an_adapter(copy):
+    done = run_export("--output-dir", copy, "--adapter", copy / "eval")
+    assert done.returncode == 2
+    assert last_line(done).startswith(f"error: {copy}/eval is not a LoRA adapter: ")
 
 
 def test_chat_template_that_raises(outputs, tmp_path, copy):
