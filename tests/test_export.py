@@ -836,8 +836,12 @@ def damage(base, how):
         weights.unlink()
     elif how == "cut":
         weights.write_bytes(weights.read_bytes()[:-100])
-    elif how == "one layer more":
-        edit_json(base / "config.json", num_hidden_layers=3, layer_types=None)
+    elif how == "a weight less":
+        from safetensors.torch import load_file, save_file
+
+        tensors = load_file(weights)
+        del tensors["model.layers.1.mlp.up_proj.weight"]
+        save_file(tensors, weights, metadata={"format": "pt"})
     elif how == "unknown model":
         edit_json(base / "config.json", model_type="unheard of")
     elif how == "quantised":
@@ -850,10 +854,7 @@ def damage(base, how):
     [
         ("pickle", "cannot load {base}: "),
         ("cut", "cannot load {base}: "),
-        (
-            "one layer more",
-            "{base} lacks 11 weights that its config.json asks for, as model.layers",
-        ),
+        ("a weight less", "{base} lacks 1 weights that its config.json asks for, as model."),
         ("unknown model", "cannot read the config of {base}: "),
         ("quantised", "{base} is quantised: name the 16-bit model that it was made from"),
     ],
