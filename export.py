@@ -655,10 +655,12 @@ def read_results(args) -> dict:
     """Return evaluate.py's results.json if it is of this adapter, {} otherwise."""
     path = os.path.join(args.output_dir, "eval", "results.json")
     results = read_json(path)
-    for key in ("base", "lora", "arguments"):
+    for key in ("base", "lora", "adapters", "arguments"):
         if not isinstance(results.get(key), dict):
             return {}
-    evaluated = results["arguments"].get("adapter") or os.path.join(args.output_dir, "grpo_lora")
+    evaluated = os.path.join(args.output_dir, "grpo_lora")
+    if results["arguments"].get("adapter"):
+        evaluated = results["adapters"].get("lora", "")
     weights = os.path.join(args.adapter, "adapter_model.safetensors")
     of_another = os.path.abspath(evaluated) != os.path.abspath(args.adapter)
     if of_another or os.path.getmtime(path) < os.path.getmtime(weights):

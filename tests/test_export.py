@@ -219,6 +219,7 @@ def outputs(tmp_path_factory):
         "split": "held-out",
         "base": rates,
         "lora": rates | {"indonesian_rate": 0.875},
+        "adapters": {"lora": str(folder / "grpo_lora")},
         "arguments": {"adapter": None, "load_in_4bit": True},
     }
     (folder / "eval").mkdir()
@@ -576,13 +577,15 @@ def test_card_has_hub_names_but_no_paths():
         ({"adapter": "grpo_lora"}, True),
         ({"lora": None}, False),
         ({"base": 1}, False),
+        ({"adapters": None}, False),
     ],
 )
 def test_only_this_adapters_evaluation_is_published(copy, change, published):
     path = copy / "eval" / "results.json"
     changes = dict(change)
     if "adapter" in changes:
-        changes = {"arguments": {"adapter": str(copy / changes["adapter"])}}
+        adapter = str(copy / changes["adapter"])
+        changes = {"arguments": {"adapter": [adapter]}, "adapters": {"lora": adapter}}
     time = changes.pop("mtime", 2e9)
     edit_json(path, **changes)
     os.utime(path, (time, time))
