@@ -783,8 +783,8 @@ def keep(args, name: str, record: dict, started: float) -> str:
     with data.whole_file(summary_path(args)) as path:
         write(path, json.dumps(summary, indent=1, ensure_ascii=False))
     shutil.rmtree(f"{place}.old", ignore_errors=True)
-    size = record["bytes"] / 1e9
-    print(f"made: {place}, {size:.2f} GB, {record['seconds']} s", flush=True)
+    size = record["bytes"] / 1e6
+    print(f"made: {place}, {size:,.0f} MB, {record['seconds']} s", flush=True)
     return place
 
 

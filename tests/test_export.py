@@ -294,7 +294,7 @@ def test_merged_16bit(outputs, exported):
     assert record["weights"]["sampled"] >= 8
     assert record["weights"]["largest_error"] < record["weights"]["tolerance"]
     assert {"generation_config.json", "tokenizer.json"} < set(record["files"])
-    assert "made: " in exported[0].stdout
+    assert f"made: {outputs}/export/merged_16bit, 31 MB, " in exported[0].stdout
 
 
 def test_merged_4bit(outputs, exported):
@@ -562,6 +562,7 @@ def test_card_has_hub_names_but_no_paths():
     assert "base_model: me/base\n" in card
     assert "datasets:" not in card
     assert "/home" not in card
+    assert "output_dir" not in card
     assert '"system_prompt": "/no_think"' in card
     assert '"revision": "v1"' in card
     assert '"proof": 1' in card
