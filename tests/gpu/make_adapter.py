@@ -4,6 +4,7 @@ tokens to agree on.
     python tests/gpu/make_adapter.py MODEL OUTPUT_DIR       # writes OUTPUT_DIR/grpo_lora
     python export.py --output-dir OUTPUT_DIR --model MODEL
 """
+
 import os
 import sys
 
