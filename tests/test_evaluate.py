@@ -959,7 +959,7 @@ def test_curve_of_checkpoints(world, evaluated):
     _, single = read_results(evaluated[0])
     assert results["steps"] == {"checkpoint-2": 2, "checkpoint-10": 10, "grpo_lora": 20}
     assert results["arms"] == ["base", *results["steps"]]
-    assert list(results["adapters"]) == list(results["steps"])
+    assert list(results["adapters"]) == ["checkpoint-2", "checkpoint-10", "grpo_lora"]
     # one engine with three adapters says what an engine with one says
     for row, old in zip(samples, single):
         assert row["base"] == old["base"]
@@ -1245,6 +1245,19 @@ def test_same_part_of_a_hub_data_set(other, same):
     used = {"dataset": "openai/gsm8k", "dataset_config": "main", "dataset_split": "train"}
     args = argparse.Namespace(**({"dataset_revision": None} | used | other))
     assert evaluate.is_same_data(args, used) is same
+
+
+def test_adapters_in_the_order_of_their_steps(monkeypatch):
+    monkeypatch.setattr(evaluate, "check_adapter", lambda folder, model, revision: {})
+    folders = ["o/grpo_lora", "o/checkpoint-10", "o/checkpoint-2/"]
+    args = argparse.Namespace(adapter=folders, model="m", revision=None, output_dir="o")
+    adapters = evaluate.find_adapters(args, {"last_step": {"step": 20}})
+    assert list(adapters) == ["checkpoint-2", "checkpoint-10", "grpo_lora"]
+    assert adapters["checkpoint-2"] == "o/checkpoint-2/"
+    args.adapter = None
+    assert evaluate.find_adapters(args, {}) == {"lora": "o/grpo_lora"}
+    args.adapter = ["none"]
+    assert evaluate.find_adapters(args, {}) == {}
 
 
 @pytest.mark.parametrize(
