@@ -449,6 +449,26 @@ def test_report_names_its_files(reported):
         assert (folder / name).stat().st_size > 10000
 
 
+def test_pictures_show_the_numbers(graded, tmp_path):
+    results = evaluate.summarize(make_samples()) | {"steps": {"checkpoint-5": 5, "grpo_lora": 9}}
+    evaluate.draw_curve(results, str(tmp_path / "curve.png"))
+    import matplotlib.pyplot as plt
+
+    lines = plt.gcf().axes[0].lines
+    assert all(list(line.get_xdata()) == [0, 5, 9] for line in lines)
+    assert lines[0].get_label() == "indonesian_rate"
+    assert list(lines[0].get_ydata()) == pytest.approx([100 / 3, 0, 100])
+    evaluate.draw_rates(results, str(tmp_path / "rates.png"))
+    bars, cost = plt.gcf().axes
+    heights = [bar.get_height() for bar in bars.patches]
+    assert heights == pytest.approx(
+        [100 * results[arm][rate] for arm in ("base", "grpo_lora") for rate in evaluate.RATES]
+    )
+    tops = [bar.get_y() + bar.get_height() for bar in cost.patches]
+    assert tops[:2] == pytest.approx([100 / 6, 100 / 6])  # right and in the language
+    assert tops[-2:] == pytest.approx([100, 100])
+
+
 @pytest.mark.parametrize(
     "line",
     [
@@ -838,6 +858,7 @@ def test_results_and_samples(world, evaluated):
     keys = {"comparisons", "mcnemar_p", "arguments", "versions", "seconds", "reasoning_tokens"}
     assert keys <= set(results) and results["commit"] == "0123abc"
     assert results["arguments"]["load_in_4bit"] is False
+    assert results["seconds"]["load"] > 0 <= results["seconds"]["generate"]
     assert results["adapters"] == {"lora": str(world / "outputs" / "grpo_lora")}
     assert results["arguments"]["adapter"] == results["adapters"]["lora"]  # export.py reads this
     assert any(row["base"]["text"] != row["lora"]["text"] for row in samples)
@@ -959,7 +980,7 @@ def test_curve_of_checkpoints(world, evaluated):
     _, single = read_results(evaluated[0])
     assert results["steps"] == {"checkpoint-2": 2, "checkpoint-10": 10, "grpo_lora": 20}
     assert results["arms"] == ["base", *results["steps"]]
-    assert list(results["adapters"]) == list(results["steps"])
+    assert list(results["adapters"]) == ["checkpoint-2", "checkpoint-10", "grpo_lora"]
     # one engine with three adapters says what an engine with one says
     for row, old in zip(samples, single):
         assert row["base"] == old["base"]
@@ -1245,6 +1266,19 @@ def test_same_part_of_a_hub_data_set(other, same):
     used = {"dataset": "openai/gsm8k", "dataset_config": "main", "dataset_split": "train"}
     args = argparse.Namespace(**({"dataset_revision": None} | used | other))
     assert evaluate.is_same_data(args, used) is same
+
+
+def test_adapters_in_the_order_of_their_steps(monkeypatch):
+    monkeypatch.setattr(evaluate, "check_adapter", lambda folder, model, revision: {})
+    folders = ["o/grpo_lora", "o/checkpoint-10", "o/checkpoint-2/"]
+    args = argparse.Namespace(adapter=folders, model="m", revision=None, output_dir="o")
+    adapters = evaluate.find_adapters(args, {"last_step": {"step": 20}})
+    assert list(adapters) == ["checkpoint-2", "checkpoint-10", "grpo_lora"]
+    assert adapters["checkpoint-2"] == "o/checkpoint-2/"
+    args.adapter = None
+    assert evaluate.find_adapters(args, {}) == {"lora": "o/grpo_lora"}
+    args.adapter = ["none"]
+    assert evaluate.find_adapters(args, {}) == {}
 
 
 @pytest.mark.parametrize(
