@@ -691,6 +691,19 @@ def test_greedy_agreement_is_a_share_of_all_tokens():
     assert export.greedy_agreement(Model(), references) == pytest.approx(4 / 6)
 
 
+def test_references_are_what_base_and_adapter_answer(outputs):
+    base, adapter = str(outputs.parent / "base"), str(outputs / "grpo_lora")
+    model = export.load_base_with_adapter(
+        argparse.Namespace(model=base, revision=None, adapter=adapter)
+    )
+    tokenizer = data.load_tokenizer(base)
+    messages = data.make_messages(export.PROBLEMS[0], SYSTEM_PROMPT)
+    prompts = [data.encode_prompt(tokenizer, messages)]
+    [(prompt, completion)] = export.answer_greedily(model, prompts)
+    assert prompt == prompts[0]
+    assert tokenizer.decode(completion) == f"<think>satu dua tiga</think>satu dua tiga{EOS}"
+
+
 def test_agreement_has_a_floor(capsys):
     assert export.check_agreement("q4_k_m", 0.7) == 0.7
     assert export.check_agreement("merged_16bit", 0.912345) == 0.9123
