@@ -23,7 +23,7 @@ import time
 
 import data
 from data import fail, make_messages, number, one_line, render_prompt, whole_file
-from train import check_adapter, read_run, start_swanlab
+from train import check_adapter, get_vllm_rank, read_run, set_environment, start_swanlab
 
 
 def main(args):
@@ -31,6 +31,7 @@ def main(args):
         rescore(args.rescore)
         return
     started = time.time()
+    set_environment()
     folder = os.path.join(args.output_dir, args.name)
     if not args.prompt:
         check_folder(folder)
@@ -156,8 +157,6 @@ def generate_vllm(args, tokenizer, adapters: dict, requests: list) -> tuple[list
     `adapters`: {name: folder}. Returns (completions in the order of `requests`, the time at which
     the model was loaded); a completion is {"text", "tokens", "truncated"}.
     """
-    # vLLM's default sampler is compiled at first use, which needs nvcc (vllm#49497)
-    os.environ.setdefault("VLLM_USE_FLASHINFER_SAMPLER", "0")
     from vllm import LLM, SamplingParams
     from vllm.lora.request import LoRARequest
 
@@ -315,12 +314,12 @@ def make_completion(tokenizer, ids: list[int], end_tokens: list[int]) -> dict:
 
 
 def get_lora_rank(adapters: dict) -> int:
-    """Return the smallest rank that vLLM has room for and all adapters fit in."""
-    largest = 8
+    """Return the smallest rank that vLLM has kernels for and all adapters fit in."""
+    ranks = [8]
     for folder in adapters.values():
         with open(os.path.join(folder, "adapter_config.json"), encoding="utf-8") as file:
-            largest = max(largest, json.load(file)["r"])
-    return next(size for size in (8, 16, 32, 64, 128, 256, 512) if size >= largest)
+            ranks.append(json.load(file)["r"])
+    return get_vllm_rank(max(ranks))
 
 
 def answer_prompts(args, tokenizer, adapters: dict, system_prompt: str | None):
