@@ -41,7 +41,7 @@ for measurement in "$@"; do
         fast) train fast 400 "${trl[@]}" --max-steps 4 --gpu-memory-utilization "$(u 0.45)" --per-device-train-batch-size 8 --gradient-accumulation-steps 16 ;;
         improved)
             train improved 360 --engine trl --system-prompt boxed --rewards improved --max-seq-length 4096 --mask-truncated-completions --num-generations 8 \
-                --per-device-train-batch-size 2 --gradient-accumulation-steps 32 --loss-type dapo --beta 0 --epsilon-high 0.28 --learning-rate 2e-5 --min-p 0 \
+                --per-device-train-batch-size 2 --gradient-accumulation-steps 32 --loss-type dapo --beta 0 --learning-rate 2e-5 --min-p 0 \
                 --max-steps 2 --gpu-memory-utilization "$(u 0.45)" ;;
         adapter) step adapter 150 python3 tests/gpu/make_adapter.py "$model" "$out/x8" ;;
         evaluate)  # 4-bit with vLLM as in run.sh tutorial, then the tutorial's loop against one batch; needs adapter

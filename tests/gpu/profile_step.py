@@ -1,7 +1,10 @@
-"""Run train.py with the flags given and print, after each step, where its seconds went (TRL's own profiling points).
+"""Run train.py with the flags given and print where each step's seconds went.
+
+The points are TRL's own profiling points.
 
     python tests/gpu/profile_step.py --engine trl --model ... --max-steps 3
 """
+
 import collections
 import os
 import runpy
@@ -16,17 +19,15 @@ seconds = collections.Counter()
 
 def finish(self, *exception):
     import torch
+
     torch.cuda.synchronize()
     name = self.name.split(".")[-1]
     seconds[name] += time.perf_counter() - self._start_time
     if name == "generate":  # once a step
-        print("PROFILE, seconds since the start:", {name: round(value, 2) for name, value in seconds.items()}, flush=True)
+        rounded = {name: round(value, 2) for name, value in seconds.items()}
+        print("PROFILE, seconds since the start:", rounded, flush=True)
 
 
 profiling.ProfilingContext.__exit__ = finish
-if os.environ.get("LIGER"):  # is Liger's chunked loss and fused layers worth a dependency?
-    import trl
-    config = trl.GRPOConfig
-    trl.GRPOConfig = lambda **arguments: config(**arguments, use_liger_kernel=True)
 sys.argv = ["train.py", *sys.argv[1:]]
 runpy.run_path("train.py", run_name="__main__")

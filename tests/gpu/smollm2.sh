@@ -20,7 +20,7 @@ run() {
     python3 evaluate.py --output-dir "$out/$name" --split held-out --num-samples 200 --max-tokens 120 --no-fast-inference > "$out/$name.eval.log" 2>&1
     echo "$name: $(grep -a "^steps\|^seconds" "$out/$name.log" | head -n 2 | tr "\n" " ")"
 }
-improved=(--system-prompt boxed --mask-truncated-completions --loss-type dapo --beta 0 --epsilon-high 0.28 --min-p 0
+improved=(--system-prompt boxed --mask-truncated-completions --loss-type dapo --beta 0 --min-p 0
     --num-generations 8 --per-device-train-batch-size 32 --max-steps $((completions / 32)) --learning-rate 2e-4)
 for arm in "$@"; do
     for seed in 1 2 3; do

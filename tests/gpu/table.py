@@ -1,21 +1,34 @@
-"""Print one row for each output folder of train.py: time to the first step, median step, tokens/s, peak memory.
+"""Print one row for each output folder of train.py: first step, median step, tokens/s, memory.
 
-    python tests/gpu/table.py outputs/a outputs/b
+python tests/gpu/table.py outputs/a outputs/b
 """
+
 import json
+import os
 import statistics
 import sys
 
-print("| run | completions | tokens/step | start to end of step 1, s | median step, s | tokens/s | peak GiB (torch) |\n|---|---|---|---|---|---|---|")
+COLUMNS = ["run", "completions", "tokens/step", "start to end of step 1, s", "median step, s"]
+COLUMNS += ["tokens/s", "logp difference", "peak GiB (torch)"]
+print(f"| {' | '.join(COLUMNS)} |")
+print("|---" * len(COLUMNS) + "|")
 for folder in sys.argv[1:]:
+    name = os.path.basename(os.path.normpath(folder))
     try:
-        run = json.load(open(f"{folder}/run.json"))
+        with open(f"{folder}/run.json") as file:
+            run = json.load(file)
+        with open(f"{folder}/metrics.jsonl") as file:
+            rows = [json.loads(line) for line in file]
     except OSError as error:
-        print(f"| {folder} | failed: {error} |")
+        print(f"| {name} | failed: {error} |")
         continue
-    steps = [row for row in map(json.loads, open(f"{folder}/metrics.jsonl")) if "step_time" in row]
+    steps = [row for row in rows if "step_time" in row]
+    later = steps[1:] or steps
     completions = run["effective"]["completions_per_step"]
-    tokens = completions * statistics.median(row["completions/mean_length"] for row in steps[1:] or steps)
-    median = statistics.median(row["step_time"] for row in steps[1:] or steps)
-    print(f"| {folder.rstrip('/').split('/')[-1]} | {completions} | {tokens:.0f} | {run['seconds_to_first_step']} | {median:.2f} | "
-          f"{tokens / median:.0f} | {run['peak_memory_gib']} |", flush=True)
+    tokens = completions * statistics.median(row["completions/mean_length"] for row in later)
+    seconds = statistics.median(row["step_time"] for row in later)
+    differences = [row.get("rollout_logp_difference") or 0 for row in later]
+    cells = [name, completions, f"{tokens:.0f}", run.get("seconds_to_first_step")]
+    cells += [f"{seconds:.2f}", f"{tokens / seconds:.0f}"]
+    cells += [f"{statistics.median(differences):.4f}", run.get("peak_memory_gib")]
+    print(f"| {' | '.join(map(str, cells))} |", flush=True)
