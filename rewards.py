@@ -628,6 +628,28 @@ FAMILIES = [
 CONTENDERS = {"en", "zh", "id", "es", "fr", "de", "pt", "it", "ru", "ja", "ko", "vi", "ar"}
 
 # --------------------------------------------------------------------------------------------------
+# Measured at every step and never paid: evaluate.py's rates, whatever the rewards are
+
+
+def indonesian_rate(completions, **kwargs) -> list[float]:
+    """1.0 where langid takes the whole completion for the target language, else 0.0."""
+    return [float(get_lang(completion[0]["content"]) == target_lang) for completion in completions]
+
+
+def accuracy(completions, answer, **kwargs) -> list[float]:
+    """1.0 for the right final answer, with or without tags, else 0.0.
+
+    Without an end tag only a box or a label counts: it may have been cut, and its last number is no
+    answer then.
+    """
+    scores = []
+    for completion, gold in zip(completions, answer):
+        correct = is_correct(completion[0]["content"], gold, truncated=True)
+        scores.append(float(correct is True))
+    return scores
+
+
+# --------------------------------------------------------------------------------------------------
 # What train.py takes: {function: weight}
 
 REWARDS = {
@@ -644,6 +666,7 @@ REWARDS = {
         format_reward: 0.5,
     },
 }
+MEASURED = [indonesian_rate, accuracy]
 
 if __name__ == "__main__":
     print(match_format.findall("Let me think!</think>Hence, the solution is 2."))
@@ -661,7 +684,7 @@ if __name__ == "__main__":
         "The sum of 3 and 1 is 4, which we multiply by 2 to get 8. So (3 + 1) * 2 = 8.",
     ]
     completions = [[{"role": "assistant", "content": response}] for response in responses]
-    for functions in REWARDS.values():
+    for functions in (*REWARDS.values(), MEASURED):
         for function in functions:
             scores = function(prompts=prompts, completions=completions, answer=["12", "8"])
             print(function.__name__, scores)

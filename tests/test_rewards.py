@@ -1037,3 +1037,38 @@ def test_fuzz(text, gold):
         else:
             assert math.isfinite(scores[0]) and low <= scores[0] <= high
     assert rewards.is_correct(text, gold, truncated=True) in (True, False, None)
+
+
+# --- measured, never paid -------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "text, score",
+    [
+        ("Baik, mari kita hitung bersama jumlah seluruh apel yang dia miliki.", 1.0),
+        ("Okay, let us count all the apples that she has.", 0.0),
+        ("", 0.0),
+    ],
+)
+def test_indonesian_rate(text, score):
+    assert rewards.indonesian_rate(completions=[[{"content": text}]]) == [score]
+
+
+@pytest.mark.parametrize(
+    "text, gold, score",
+    [
+        ("<think>x</think>34", "34", 1.0),
+        ("<think>x</think>35", "34", 0.0),
+        ("so it is \\boxed{34}", "34", 1.0),
+        ("The answer is 34.", "34", 1.0),
+        ("and that makes 34", "34", 0.0),
+        ("<think>x</think>34", "x + y", 0.0),
+    ],
+)
+def test_accuracy_counts_a_bare_number_only_after_a_thought(text, gold, score):
+    assert rewards.accuracy(completions=[[{"content": text}]], answer=[gold]) == [score]
+
+
+def test_what_is_measured_is_not_paid():
+    for functions in rewards.REWARDS.values():
+        assert not set(functions) & set(rewards.MEASURED)
