@@ -656,6 +656,8 @@ def report(samples: list[dict], results: dict, samples_file: str):
         print_tutorial_result(results)
     print_rates(results)
     print_cost(results)
+    if len(results["arms"]) > 1:
+        print_pair(samples, results["arms"][-1])
     print_warnings(samples, results)
 
 
@@ -702,6 +704,16 @@ def print_cost(results: dict):
             print(line)
     if "comparisons" in results:
         print(f"verdict: {results['arms'][-1]} {cost_sentence(results['comparisons'], language)}")
+
+
+def print_pair(samples: list[dict], lora: str):
+    """Print one sample before and after; samples.md has ten."""
+    kind, row = choose_pairs(samples, lora)[0]
+    print(f"\nfor example (a {kind}): {row['prompt']}\nright answer: {row['answer']}")
+    for arm in ("base", lora):
+        text = " ".join(row[arm]["text"].split())
+        print(f"{arm}: {text[:400]}{' ...' if len(text) > 400 else ''}")
+    print()
 
 
 def print_warnings(samples: list[dict], results: dict):

@@ -572,6 +572,17 @@ def test_a_full_disk_leaves_the_old_report(reported, graded, monkeypatch):
     assert {path: path.read_bytes() for path in folder.iterdir()} == before
 
 
+def test_a_pair_is_printed(graded, capsys):
+    samples = make_samples()
+    samples[2]["grpo_lora"] = make_cell(INDONESIAN * 20, "3")  # the only win, and long
+    evaluate.summarize(samples)
+    evaluate.print_pair(samples, "grpo_lora")
+    out = capsys.readouterr().out
+    assert "(a win): What is 1 + 2, the 2th time?\nright answer: 3\nbase: <think>" in out
+    lora = next(line for line in out.splitlines() if line.startswith("grpo_lora: "))
+    assert len(lora) == len("grpo_lora: ") + 400 + len(" ...") and lora.endswith(" ...")
+
+
 def test_warnings(graded, capsys):
     samples = make_samples()
     for row in samples:
