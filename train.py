@@ -22,7 +22,6 @@ import json
 import math
 import os
 import resource
-import shutil
 import signal
 import subprocess
 import sys
@@ -76,7 +75,7 @@ def main(args):
 
     think_is_prefilled = first_prompt.rstrip().endswith(args.reasoning_tokens[0])
     rewards.configure(args.reasoning_tokens, args.target_lang, think_is_prefilled)
-    reward_funcs = list(rewards.REWARDS[args.rewards])
+    reward_funcs = [*rewards.REWARDS[args.rewards], *rewards.MEASURED]
     args.reward_weights = args.reward_weights or list(rewards.REWARDS[args.rewards].values())
 
     # 训练模型
@@ -116,7 +115,7 @@ def main(args):
         beta=args.beta,
         scale_rewards=args.scale_rewards,
         mask_truncated_completions=args.mask_truncated_completions,
-        reward_weights=args.reward_weights,
+        reward_weights=args.reward_weights + [0.0] * len(rewards.MEASURED),
         use_vllm=gpu and args.fast_inference,
         vllm_gpu_memory_utilization=args.gpu_memory_utilization,
         vllm_max_model_length=max(args.max_seq_length, 2048),  # vLLM 0.23's warm-up needs it
@@ -126,13 +125,15 @@ def main(args):
         eval_strategy="steps" if args.eval_steps else "no",
         eval_steps=args.eval_steps or None,
         disable_tqdm=True,  # one line a step instead: make_watch
+        log_completions=True,  # all of them, to completions/*.parquet
+        num_completions_to_print=0,
     )
     if args.engine == "trl" and training_args.use_vllm:
         let_vllm_take_adapters(args.lora_rank)
     trainer = GRPOTrainer(
         model=model,
         processing_class=tokenizer,
-        reward_funcs=reward_funcs,
+        reward_funcs=check_scores(reward_funcs),
         args=training_args,
         train_dataset=dataset,
         eval_dataset=held_out,
@@ -315,6 +316,29 @@ def check_weights(folder, model):
         fail(f"cannot load {folder}: its .safetensors lack {', '.join(missing[:3]) or 'weights'}")
 
 
+def check_scores(reward_funcs):
+    """Return the reward functions, each stopping the run where it returns too few or many scores.
+
+    TRL would take a list of one score as the score of every completion.
+    """
+
+    def check(function):
+        @functools.wraps(function)
+        def checked(*args, completions, **kwargs):
+            scores = function(*args, completions=completions, **kwargs)
+            if len(scores) != len(completions):
+                fail(
+                    f"{function.__name__} returned {len(scores)} scores for {len(completions)} "
+                    "completions",
+                    status=1,
+                )
+            return scores
+
+        return checked
+
+    return [check(function) for function in reward_funcs]
+
+
 def check_sizes(args, tokenizer, dataset, held_out, max_prompt_length):
     """End with one line where data, lengths or tags make no training."""
     start, end = args.reasoning_tokens
@@ -391,7 +415,8 @@ def check_adapter_fits(folder, config, tensors, model, revision):
     from transformers import AutoConfig, AutoModelForCausalLM
 
     with torch.device("meta"):
-        base = AutoModelForCausalLM.from_config(AutoConfig.from_pretrained(model))
+        base_config = AutoConfig.from_pretrained(model, revision=revision)
+        base = AutoModelForCausalLM.from_config(base_config)
         lora = LoraConfig(r=config["r"], target_modules=config["target_modules"])
         expected = get_peft_model_state_dict(get_peft_model(base, lora))
     for key in expected.keys() | tensors.keys():
@@ -598,6 +623,7 @@ def begin_run(args):
     check_hardware(args)
     check_rewards(args)
     check_model(args)
+    run = {}
     args.checkpoint = None
     if args.resume:
         run = read_run(args.output_dir)
@@ -606,12 +632,14 @@ def begin_run(args):
             print(f"{args.output_dir}: this run is finished, nothing to do")
             raise SystemExit(0)
     if is_main_process():
-        if not args.resume:
+        if not args.resume or not run:  # checkpoints without run.json are nobody's
             move_aside(args.output_dir)
+            args.checkpoint = None
+        elif args.checkpoint:
+            print(f"resuming {args.output_dir} from {args.checkpoint}")
+        else:
+            print(f"starting {args.output_dir} again: it has no complete checkpoint")
         lock_folder(args.output_dir)
-        where = args.checkpoint or "the start: there is no complete checkpoint"
-        if args.resume:
-            print(f"resuming {args.output_dir} from {where}")
 
 
 def adds_steps(args, run) -> bool:
@@ -643,11 +671,12 @@ def move_aside(folder):
         return
     lock_folder(folder)
     folder = os.path.normpath(folder)
-    for i in itertools.count(1):
-        if not os.path.exists(f"{folder}-{i}"):
-            break
-    os.rename(folder, f"{folder}-{i}")
-    print(f"the earlier run in {folder} is now in {folder}-{i}")
+    numbers = itertools.count(1)
+    aside = f"{folder}-{next(numbers)}"
+    while os.path.exists(aside):
+        aside = f"{folder}-{next(numbers)}"
+    os.rename(folder, aside)
+    print(f"the earlier run in {folder} is now in {aside}")
 
 
 def find_checkpoint(folder) -> str | None:
@@ -724,13 +753,17 @@ def finish_run(args, trainer, watch, started):
     }
     effective = run["effective"] | {"steps": trainer.state.global_step}
     held_out = run["held_out"]
-    write_run(args, state="finished", effective=effective, held_out=held_out, **summary)
+    stuck = watch.stuck and args.stop_if_stuck
+    state = "stuck" if stuck else "finished"
+    write_run(args, state=state, effective=effective, held_out=held_out, **summary)
+    draw_curves(args.output_dir, trainer.state.log_history)
     print_summary(steps)
     print(f"steps: {trainer.state.global_step}")
     print(f"seconds: {summary['seconds']}")
     print(f"peak_memory_gib: {summary['peak_memory_gib']}")
     print(f"adapter: {args.output_dir}/grpo_lora")
-    if watch.stuck and args.stop_if_stuck:
+    print(f"curves: {args.output_dir}/curves.png")
+    if stuck:
         fail(f"stopped at step {trainer.state.global_step}: {watch.stuck}", status=1)
 
 
@@ -824,6 +857,7 @@ def make_watch(args, trainer, started):
             trainer.accelerator.wait_for_everyone()
             if is_main_process():
                 mark_complete(os.path.join(args.output_dir, f"checkpoint-{state.global_step}"))
+                draw_curves(args.output_dir, state.log_history)
 
         def on_log(self, training_args, state, control, logs, **kwargs):
             check_finite(logs, state.global_step)
@@ -831,7 +865,9 @@ def make_watch(args, trainer, started):
                 return
             write_metrics(args.output_dir, state.log_history)
             if "reward" in logs:
-                print(describe_step(logs, state, time.time() - started), flush=True)
+                print(describe_step(logs, state), flush=True)
+                if args.rewards != "tutorial" and state.global_step % 10 == 1:
+                    show_completion(trainer)  # the tutorial's check_numbers prints its own
             cause = find_stuck(state.log_history, args.stop_if_stuck or 10)
             if cause and cause != self.stuck:
                 print(f"warning: {cause}")
@@ -842,24 +878,90 @@ def make_watch(args, trainer, started):
     watch = Watch()
     trainer.remove_callback(PrinterCallback)
     trainer.add_callback(watch)
+    trainer.create_model_card = lambda **options: write_card(args)  # TRL's says little of the run
     if args.engine == "trl":
         log_rollout_difference(trainer)
     return watch
 
 
-def describe_step(logs, state, seconds) -> str:
-    """Return one line on a step: 12/100  reward 3.1  language 0.42 ... ETA 20 min."""
-    parts = [f"{state.global_step}/{state.max_steps}", f"reward {logs['reward']:.2f}"]
-    for key, value in logs.items():
-        if key.startswith("rewards/") and key.endswith("/mean") and value is not None:
-            name = key.split("/")[1].removesuffix("_reward").removesuffix("_reward_func")
-            parts.append(f"{name} {value:.2f}")
-    parts.append(f"cut {logs.get('completions/clipped_ratio', 0):.2f}")
-    parts.append(f"{logs.get('completions/mean_length', 0):.0f} tokens")
-    step_time = logs.get("step_time") or 0
-    parts.append(f"{step_time:.0f} s" if step_time >= 10 else f"{step_time:.1f} s")
-    parts.append(f"ETA {step_time * (state.max_steps - state.global_step) / 60:.0f} min")
+def describe_step(logs, state) -> str:
+    """Return one line on a step: 12/100  reward 3.1  Indonesian 0.42 ... ETA 20 min."""
+    seconds = logs.get("step_time") or 0.0
+    minutes = seconds * (state.max_steps - state.global_step) / 60
+    parts = [
+        f"{state.global_step}/{state.max_steps}",
+        f"reward {logs['reward']:.2f}",
+        f"Indonesian {logs['rewards/indonesian_rate/mean']:.2f}",
+        f"right {logs['rewards/accuracy/mean']:.2f}",
+        f"cut {logs['completions/clipped_ratio']:.2f}",
+        f"{logs['completions/mean_length']:.0f} tokens",
+        f"{seconds:.1f} s",
+        f"ETA {minutes:.0f} min",
+    ]
     return "  ".join(parts)
+
+
+def show_completion(trainer):
+    """Print one prompt and its completion, of those that TRL keeps for its log."""
+    prompt = trainer._logs["prompt"][-1]
+    completion = trainer._logs["completion"][-1]
+    print(f"{'-' * 20}\n{prompt}\n{'-' * 20}\n{completion}\n{'-' * 20}", flush=True)
+
+
+def draw_curves(folder, log_history):
+    """Draw what was logged against the steps to curves.png: language, answers, rewards, length."""
+    rows = [row for row in log_history if "reward" in row]
+    if len(rows) < 2:
+        return
+    import matplotlib
+
+    matplotlib.use("Agg")
+    import matplotlib.pyplot as plt
+
+    steps = [row["step"] for row in rows]
+    parts = [key for key in rows[-1] if key.startswith("rewards/") and key.endswith("/mean")]
+    measured = ["rewards/indonesian_rate/mean", "rewards/accuracy/mean"]
+    panels = {
+        "Indonesian, right (shares)": measured,
+        "rewards (means)": [key for key in parts if key not in measured],
+        "tokens a completion": ["completions/mean_length"],
+        "cut off, groups without difference (shares)": [
+            "completions/clipped_ratio",
+            "frac_reward_zero_std",
+        ],
+    }
+    figure, axes = plt.subplots(2, 2, figsize=(13, 8))
+    for axis, (title, keys) in zip(axes.flat, panels.items()):
+        for key in keys:
+            name = key.removeprefix("rewards/").removesuffix("/mean").split("/")[-1]
+            axis.plot(steps, [row.get(key) for row in rows], label=name)
+        axis.set(title=title, xlabel="step")
+        axis.grid(alpha=0.3)
+        axis.legend(fontsize=8)
+    figure.tight_layout()
+    with whole_file(os.path.join(folder, "curves.png")) as name:
+        figure.savefig(name, dpi=100, format="png")
+    plt.close(figure)
+
+
+def write_card(args):
+    """Write OUTPUT_DIR/README.md in place of TRL's card: what lies there, and what to do next."""
+    lines = [
+        f"# {os.path.basename(os.path.normpath(args.model))}, GRPO ({args.rewards} rewards)",
+        "",
+        "| file | what |",
+        "|---|---|",
+        "| grpo_lora/ | the trained LoRA adapter |",
+        "| checkpoint-N/ | what `python train.py --resume` goes on from |",
+        "| run.json | arguments, versions, held-out questions |",
+        "| metrics.jsonl, curves.png, completions/ | every logged step |",
+        "| swanlog/ | the same for `swanlab watch` |",
+        "| eval/ | evaluate.py's results: results.json, samples.md |",
+        "| export/ | export.py's models |",
+    ]
+    with whole_file(os.path.join(args.output_dir, "README.md")) as name:
+        with open(name, "w", encoding="utf-8") as file:
+            file.write("\n".join(lines) + "\n")
 
 
 def write_metrics(folder, log_history):
@@ -1151,8 +1253,8 @@ def parse_arguments():
     group.add_argument(
         "--swanlab-mode",
         choices=["offline", "cloud", "local", "disabled"],
-        default="offline",
-        help="cloud needs `swanlab login` or SWANLAB_API_KEY; offline needs neither",
+        default="local",
+        help="local: for `swanlab watch OUTPUT_DIR/swanlog`; cloud needs SWANLAB_API_KEY",
     )
 
     args = parser.parse_args()

@@ -1,182 +1,500 @@
-"""train.py as a user runs it: two real GRPO steps on a tiny model, resume, checks and errors. CPU, about a minute.
+"""train.py as a user runs it: real GRPO steps on a tiny model, checks and errors. CPU, minutes.
 
-    bash tests/run.sh -k train
+bash tests/run.sh -k train
 """
+
+import inspect
 import json
-import os
 import shutil
+import sys
 from types import SimpleNamespace
 
 import pytest
 from conftest import ROOT, run_script, train_arguments
 
 import data
+import rewards
 import train
+
+
+def read_metrics(folder):
+    lines = (folder / "metrics.jsonl").read_text().splitlines()
+    return [json.loads(line) for line in lines]
+
+
+def read_run(folder):
+    return json.loads((folder / "run.json").read_text())
+
+
+# --- a run ----------------------------------------------------------------------------------------
 
 
 def test_two_steps_train_the_adapter_and_write_everything(trained):
     train.check_adapter(trained / "grpo_lora")
-    run = json.loads((trained / "run.json").read_text())
-    assert run["effective"] | {"prompts_per_step": 2, "completions_per_step": 8, "load_in_4bit": False, "fast_inference": False} == run["effective"]
-    assert run["effective"]["max_prompt_length"] + run["effective"]["max_completion_length"] == 128
-    assert run["effective"]["held_out_rows"] == len(run["held_out"]) > 50
-    assert run["arguments"]["loss_type"] == "bnpo" and run["arguments"]["beta"] == 0.001 and run["versions"]["trl"]
-    steps = [json.loads(line) for line in (trained / "metrics.jsonl").read_text().splitlines()]
-    assert [row["step"] for row in steps if "reward" in row] == [1, 2]
-    assert {f"rewards/{name}/mean" for name in run["arguments"]["reward_funcs"]} <= set(steps[0]) and "kl" in steps[0]
-    out = (trained / "stdout.txt").read_text()
-    assert "你必须用印尼语思考。<｜User｜>" in out and "completions_per_step: 8" in out and "问题:" in out and "adapter:" in out
+    run = read_run(trained)
+    effective = run["effective"]
+    assert run["state"] == "finished"
+    assert effective["prompts_per_step"] == 2 and effective["completions_per_step"] == 8
+    assert effective["load_in_4bit"] is False and effective["fast_inference"] is False
+    assert effective["max_prompt_length"] + effective["max_completion_length"] == 128
+    assert effective["held_out_rows"] == len(run["held_out"]) > 50
+    assert effective["steps"] == 2 and effective["optim"] == "adamw_torch"
+    assert run["arguments"]["loss_type"] == "bnpo" and run["arguments"]["beta"] == 0.001
+    assert run["arguments"]["lora_alpha"] == 64
+    assert run["arguments"]["reasoning_tokens"] == ["<think>", "</think>"]
+    assert run["arguments"]["reward_weights"] == [1.0] * 5
+    assert run["versions"]["trl"] and len(run["base_fingerprint"]) == 64
+    steps = [row for row in read_metrics(trained) if "reward" in row]
+    assert [row["step"] for row in steps] == [1, 2]
+    names = [*rewards.REWARDS["tutorial"], *rewards.MEASURED]
+    assert {f"rewards/{function.__name__}/mean" for function in names} <= set(steps[0])
+    assert "kl" in steps[0]
+    assert len(list(trained.glob("completions/*.parquet"))) == 2
+    assert (trained / "curves.png").stat().st_size > 10000
+    assert "grpo_lora/" in (trained / "README.md").read_text()
     assert list(trained.glob("swanlog/run-*"))  # SwanLab works without a key
 
 
+def test_what_is_printed(trained):
+    out = (trained / "stdout.txt").read_text()
+    assert "你必须用印尼语思考。<｜User｜>" in out and "completions_per_step: 8" in out
+    assert "问题:" in out and "adapter:" in out
+    assert "\n1/2  reward " in out and "  Indonesian 0." in out and "  ETA 0 min" in out
+    assert "means of the first and last 1 logged steps:" in out
+
+
+def test_the_measured_are_not_paid(trained):
+    for row in read_metrics(trained):
+        if "reward" in row:
+            names = [function.__name__ for function in rewards.REWARDS["tutorial"]]
+            paid = sum(row[f"rewards/{name}/mean"] for name in names)
+            assert row["reward"] == pytest.approx(paid, abs=1e-4)
+
+
 def test_held_out_questions_were_never_trained_on(trained):
-    run = json.loads((trained / "run.json").read_text())
-    train_set, held_out, _ = data.load_math_dataset(SimpleNamespace(**run["arguments"]), data.load_tokenizer(run["arguments"]["model"]))
-    assert [prompt[-1]["content"] for prompt in held_out["prompt"]] == run["held_out"]
-    assert len(train_set) == run["effective"]["train_rows"] and not {prompt[-1]["content"] for prompt in train_set["prompt"]} & set(run["held_out"])
+    run = read_run(trained)
+    args = SimpleNamespace(**run["arguments"])
+    train_set, held_out, _ = data.load_math_dataset(args, data.load_tokenizer(args.model))
+    assert train.get_questions(held_out) == run["held_out"]
+    assert len(train_set) == run["effective"]["train_rows"]
+    assert not set(train.get_questions(train_set)) & set(run["held_out"])
 
 
-def test_resume_continues_with_the_flags_of_the_run(trained, tiny, tmp_path):
-    shutil.copytree(trained, tmp_path / "outputs")
-    shutil.rmtree(tmp_path / "outputs" / "checkpoint-2")
-    (tmp_path / "outputs" / "checkpoint-90").mkdir()  # of an earlier, longer run
-    os.utime(tmp_path / "outputs" / "checkpoint-90", (1, 1))
-    done = run_script("train.py", "--resume", "--output-dir", tmp_path / "outputs", "--max-steps", 3, "--report-to", "none")
-    assert done.returncode == 0, done.stderr[-3000:]
-    steps = [json.loads(line) for line in (tmp_path / "outputs" / "metrics.jsonl").read_text().splitlines()]
-    assert [row["step"] for row in steps if "reward" in row] == [1, 2, 3]
-    first = json.loads((trained / "metrics.jsonl").read_text().splitlines()[0])
-    assert steps[0] == first  # kept from the first run
-    before, after = (json.loads((folder / "run.json").read_text())["arguments"] for folder in (trained, tmp_path / "outputs"))
-    assert {name for name in before if before[name] != after[name]} == {"resume", "max_steps", "report_to", "output_dir"}
+def test_the_settings_that_reach_trl(trained):
+    import torch
+
+    settings = torch.load(trained / "checkpoint-2" / "training_args.bin", weights_only=False)
+    run = read_run(trained)
+    expected = {
+        "temperature": 1.0,
+        "min_p": 0.1,
+        "top_p": 1.0,
+        "top_k": 0,
+        "learning_rate": 1e-3,
+        "weight_decay": 0.01,
+        "warmup_steps": 0.1,
+        "lr_scheduler_type": "linear",
+        "logging_steps": 1,
+        "per_device_train_batch_size": 8,
+        "gradient_accumulation_steps": 1,
+        "num_generations": 4,
+        "max_completion_length": run["effective"]["max_completion_length"],
+        "max_steps": 2,
+        "save_steps": 1,
+        "save_total_limit": 2,
+        "seed": 3407,
+        "bf16": False,
+        "gradient_checkpointing": False,
+        "loss_type": "bnpo",
+        "beta": 0.001,
+        "scale_rewards": "group",
+        "mask_truncated_completions": False,
+        "reward_weights": [1.0] * 5 + [0.0] * 2,
+        "use_vllm": False,
+        "vllm_gpu_memory_utilization": 0.7,
+        "vllm_max_model_length": 2048,
+        "vllm_importance_sampling_correction": False,
+        "per_device_eval_batch_size": 4,
+        "num_generations_eval": 1,
+        "eval_strategy": "no",
+    }
+    assert {name: getattr(settings, name) for name in expected} == expected
 
 
-@pytest.mark.parametrize("accumulation, completions", [(2, 8), (8, 8), (4, 4)])  # 2 * 1 is no group of 4; 8 * 1 and 4 * 1 are
-def test_a_batch_of_one_becomes_a_group_only_where_it_must(tiny, tmp_path, accumulation, completions):
-    done = run_script("train.py", *train_arguments(tiny, tmp_path, per_device_train_batch_size=1, gradient_accumulation_steps=accumulation, max_steps=1,
-                                                   warmup_ratio=0, report_to="none"))
-    assert done.returncode == 0 and f"completions_per_step: {completions}\n" in done.stdout, done.stderr[-3000:]
+def test_the_longest_prompt_bounds_the_completions(trained):
+    run = read_run(trained)
+    args = SimpleNamespace(**run["arguments"])
+    tokenizer = data.load_tokenizer(args.model)
+    train_set, held_out, longest = data.load_math_dataset(args, tokenizer)
+    lengths = [len(data.encode_prompt(tokenizer, p)) for p in train_set["prompt"]]
+    lengths += [len(data.encode_prompt(tokenizer, p)) for p in held_out["prompt"]]
+    assert max(lengths) == longest == run["effective"]["max_prompt_length"] - 1
+
+
+@pytest.mark.parametrize(
+    "accumulation, completions",
+    [
+        (2, 8),  # 2 * 1 is no group of 4: the batch becomes 4
+        (8, 8),
+        (4, 4),
+    ],
+)
+def test_a_batch_of_one_becomes_a_group_only_where_it_must(accumulation, completions):
+    args = SimpleNamespace(
+        lora_alpha=None,
+        lora_rank=8,
+        gradient_accumulation_steps=accumulation,
+        per_device_train_batch_size=1,
+        num_generations=4,
+        eval_steps=0,
+        report_to="none",
+        reasoning_tokens=None,
+    )
+    train.check_arguments(args, None)
+    assert train.get_completions_per_step(args) == completions and args.lora_alpha == 16
 
 
 def test_answers_that_are_no_numbers_are_counted(tiny, tmp_path):
-    rows = [json.dumps({"prompt": f"What is {i} + 1?", "solution": str(i + 1) if i % 2 else "a few"}) for i in range(8)]
-    (tmp_path / "data.jsonl").write_text("\n".join(rows))
-    done = run_script("train.py", *train_arguments(tiny, tmp_path / "out", dataset=tmp_path / "data.jsonl", rewards="improved", eval_fraction=0, max_prompt_quantile=1,
-                                                   max_steps=1, warmup_ratio=0, report_to="none"))
-    assert done.returncode == 0 and "warning: 4 of 8 answers are no numbers" in done.stdout, done.stderr[-3000:]
+    rows = []
+    for i in range(8):
+        rows.append({"prompt": f"What is {i} + 1?", "solution": "a few" if i % 2 else str(i + 1)})
+    text = "".join(json.dumps(row) + "\n" for row in rows)
+    (tmp_path / "data.jsonl").write_text(text)
+    changes = {"dataset": tmp_path / "data.jsonl", "rewards": "improved", "eval_fraction": 0}
+    changes |= {"max_prompt_quantile": 1, "max_steps": 1, "warmup_ratio": 0, "report_to": "none"}
+    done = run_script("train.py", *train_arguments(tiny, tmp_path / "out", **changes))
+    assert "warning: 4 of 8 answers are no numbers" in done.stdout, done.stderr[-3000:]
 
 
 def test_stop_if_stuck_names_the_cause(tiny, tmp_path):
-    done = run_script("train.py", *train_arguments(tiny, tmp_path, rewards="improved", max_steps=5, max_seq_length=50, stop_if_stuck=2, report_to="none", eval_fraction=0.02,
-                                                   eval_steps=1))
-    assert done.returncode == 1 and "error: stopped at step 2: for 2 logged steps every completion was cut at the token limit" in done.stderr
-    assert any("eval_reward" in line for line in (tmp_path / "metrics.jsonl").read_text().splitlines())
-
-
-def test_find_stuck():
-    row = {"completions/clipped_ratio": 1.0, "frac_reward_zero_std": 0.5}
-    assert train.find_stuck([row] * 3, 3).startswith("for 3 logged steps every completion was cut")
-    assert train.find_stuck([row] * 2, 3) is None
-    assert train.find_stuck([row] * 3 + [row | {"completions/clipped_ratio": 0.9}], 3) is None
-    assert "same reward" in train.find_stuck([row, {"train_loss": 0}, {"completions/clipped_ratio": 0, "frac_reward_zero_std": 1.0}], 1)
-    assert train.find_stuck([], 5) is None
-
-
-def test_check_adapter_can_fail(trained, tmp_path, tiny):
-    from safetensors.torch import load_file, save_file
-    adapter = tmp_path / "adapter"
-    shutil.copytree(trained / "grpo_lora", adapter)
-    tensors = load_file(adapter / "adapter_model.safetensors")
-    name = next(key for key in tensors if "lora_B" in key)
-    for value in (0.0, float("nan")):
-        save_file(tensors | {name: tensors[name] * 0 + value}, adapter / "adapter_model.safetensors")
-        with pytest.raises(ValueError, match="1 of .* tensors are zero or not finite"):
-            train.check_adapter(adapter)
-    save_file({}, adapter / "adapter_model.safetensors")
-    with pytest.raises(ValueError, match="not trained"):
-        train.check_adapter(adapter)
-    with pytest.raises(ValueError, match="is not a LoRA adapter"):
-        train.check_adapter(tiny / "model")
-    shutil.copytree(tiny / "model", tmp_path / "other")
-    with pytest.raises(ValueError, match="was trained on"):
-        train.check_adapter(trained / "grpo_lora", str(tmp_path / "other"))
-
-
-@pytest.mark.parametrize("follows", [True, False, "with the same tokens"])
-def test_guard_sees_whether_rollouts_follow_the_adapter(tiny, follows):
-    import torch
-    from peft import LoraConfig, get_peft_model
-    from transformers import AutoModelForCausalLM
-    torch.manual_seed(0)
-    base = AutoModelForCausalLM.from_pretrained(tiny / "model", dtype=torch.bfloat16)
-    model = get_peft_model(AutoModelForCausalLM.from_pretrained(tiny / "model", dtype=torch.bfloat16),
-                           LoraConfig(r=32, lora_alpha=64, target_modules=train.LORA_TARGETS, task_type="CAUSAL_LM"))
-
-    class Engine:  # what train.py uses of TRL's VLLMGeneration; a real model generates
-        temperature, max_completion_length, synced, first = 1.0, 900, 0, None
-
-        def sync_weights(self):
-            self.synced += 1
-            model.merge_adapter()  # as TRL does, which rounds
-            model.unmerge_adapter()
-
-        def generate(self, prompts, images, num_generations):
-            ids = torch.tensor(prompts)
-            out = (model if follows else base).generate(input_ids=ids, attention_mask=ids * 0 + 1, do_sample=self.temperature > 0,
-                                                        max_new_tokens=self.max_completion_length)
-            if follows == "with the same tokens":  # as a model does that is sure of its first sentence
-                out = self.first = out if self.first is None else self.first
-            logits = (model if follows else base)(out).logits[:, ids.shape[1] - 1:-1]
-            logprobs = logits.log_softmax(-1).gather(-1, out[:, ids.shape[1]:, None])
-            return None, out[:, ids.shape[1]:].tolist(), logprobs.float().tolist(), None
-
-    engine = Engine()
-    trainer = SimpleNamespace(model=model, vllm_generation=engine)
-    if follows:
-        train.check_rollouts_follow_adapter(trainer, [5, 6, 7])
-    else:
-        with pytest.raises(SystemExit, match="rollouts do not follow the adapter"):
-            train.check_rollouts_follow_adapter(trainer, [5, 6, 7])
-    assert (engine.temperature, engine.max_completion_length, engine.synced) == (1.0, 900, 3)
-    assert not any(p.any() for name, p in model.named_parameters() if "lora_B" in name)
-    assert all(torch.equal(p, q) for p, q in zip(model.unload().parameters(), base.parameters(), strict=True))
-
-
-@pytest.mark.parametrize("changes, message", [
-    ({"engine": "unsloth"}, "--engine unsloth needs an NVIDIA GPU"), ({"dataset": "nowhere.jsonl"}, "cannot load data set nowhere.jsonl"),
-    ({"model": "/nowhere"}, "there is no folder /nowhere"), ({"num_generations": 3}, "--num-generations 3 must divide"),
-    ({"max_seq_length": 20}, "leaves no token"), ({"resume": True}, "no checkpoint"), ({"reward_weights": 1}, "--reward-weights needs 5 values"),
-    ({"temperature": 0}, "--temperature must be above 0"), ({"target_modules": "foo"}, "{'foo'} not found"), ({"lora_rank": 0}, "`r` should be a positive integer"),
-    ({"per_device_train_batch_size": 4000}, "a step needs 1000 prompts"), ({"gradient_accumulation_steps": 0}, "must divide"),
-    ({"num_generations": 1}, "at least 2"), ({"lr_scheduler_type": "foo"}, "foo"), ({"loss_type": "foo"}, "invalid choice: 'foo'"),
-    ({"report_to": "wandb"}, "pip install wandb"), ({"warmup_ratio": 1}, "--warmup-ratio must be at least 0 and less than 1"), ({"eval_fraction": 0, "eval_steps": 1}, "--eval-steps needs --eval-fraction"), ({"target_lang": "xx"}, "invalid choice: 'xx'")])
-def test_bad_input_gets_one_line_and_leaves_nothing(tiny, tmp_path, changes, message):
-    done = run_script("train.py", *train_arguments(tiny, tmp_path / "outputs", **changes))
-    assert done.returncode == 2 and not (tmp_path / "outputs").exists()
-    last = done.stderr.strip().splitlines()[-1]
-    assert last.startswith("error: ") and message in last and "Traceback" not in done.stderr
+    changes = {"rewards": "improved", "max_steps": 5, "max_seq_length": 50, "stop_if_stuck": 2}
+    changes |= {"report_to": "none", "eval_fraction": 0.02, "eval_steps": 1}
+    done = run_script("train.py", *train_arguments(tiny, tmp_path, **changes))
+    cause = "error: stopped at step 2: for 2 logged steps every completion was cut at the token"
+    assert done.returncode == 1 and cause in done.stderr
+    assert any("eval_reward" in row for row in read_metrics(tmp_path))
+    assert read_run(tmp_path)["state"] == "stuck"
 
 
 def test_a_tokenizer_without_reasoning_tokens_in_two_processes(tiny, tmp_path):
     shutil.copytree(tiny / "model", tmp_path / "model")
     for name in ("tokenizer.json", "tokenizer_config.json"):
         text = (tmp_path / "model" / name).read_text()
-        (tmp_path / "model" / name).write_text(text.replace("<think>", "<a>").replace("</think>", "</a>"))
-    arguments = train_arguments(tiny, tmp_path / "outputs", model=tmp_path / "model", max_steps=1, report_to="none", warmup_ratio=0,
-                                num_generations=8, per_device_train_batch_size=4)
+        text = text.replace("<think>", "<a>").replace("</think>", "</a>")
+        (tmp_path / "model" / name).write_text(text)
+    changes = {"model": tmp_path / "model", "max_steps": 1, "warmup_ratio": 0}
+    changes |= {"num_generations": 8, "per_device_train_batch_size": 4, "report_to": "none"}
+    arguments = train_arguments(tiny, tmp_path / "outputs", **changes)
     done = run_script("train.py", *arguments, WORLD_SIZE="2")
-    assert done.returncode == 2 and "error: this tokenizer has no <think> and </think>" in done.stderr
-    done = run_script("-m", "torch.distributed.run", "--standalone", "--nproc-per-node", 2, "train.py", *arguments,
-                      "--reasoning-tokens", "<think>", "</think>", ACCELERATE_USE_CPU="true")
+    assert done.returncode == 2 and "this tokenizer has no <think> and </think>" in done.stderr
+    launch = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", 2, "train.py"]
+    tags = ["--reasoning-tokens", "<think>", "</think>"]
+    done = run_script(*launch, *arguments, *tags, ACCELERATE_USE_CPU="true")
     assert done.returncode == 0, done.stderr[-3000:]
-    run = json.loads((tmp_path / "outputs" / "run.json").read_text())
-    assert run["effective"]["completions_per_step"] == 8 and run["effective"]["prompts_per_step"] == 1
+    run = read_run(tmp_path / "outputs")
+    assert run["effective"]["completions_per_step"] == 8
+    assert run["effective"]["prompts_per_step"] == 1 and run["state"] == "finished"
     train.check_adapter(tmp_path / "outputs" / "grpo_lora")
+    assert done.stdout.count("1/1  reward") == 1  # rank 0 alone prints
+
+
+# --- functions ------------------------------------------------------------------------------------
+
+
+def test_find_stuck():
+    row = {"completions/clipped_ratio": 1.0, "frac_reward_zero_std": 0.5}
+    free = row | {"completions/clipped_ratio": 0.9}
+    alike = {"completions/clipped_ratio": 0, "frac_reward_zero_std": 1.0}
+    assert train.find_stuck([row] * 3, 3).startswith("for 3 logged steps every completion was cut")
+    assert train.find_stuck([row] * 2, 3) is None
+    assert train.find_stuck([row] * 3 + [free], 3) is None
+    assert "same reward" in train.find_stuck([row, {"train_loss": 0}, alike], 1)
+    assert train.find_stuck([], 5) is None
+
+
+def test_describe_step():
+    logs = {"reward": 3.104, "rewards/indonesian_rate/mean": 0.42, "rewards/accuracy/mean": 0.25}
+    logs |= {"completions/clipped_ratio": 0.1, "completions/mean_length": 843.4, "step_time": 14.0}
+    state = SimpleNamespace(global_step=12, max_steps=100)
+    assert train.describe_step(logs, state) == (
+        "12/100  reward 3.10  Indonesian 0.42  right 0.25  cut 0.10  843 tokens  14.0 s  ETA 21 min"
+    )
+
+
+@pytest.mark.parametrize("key", ["loss", "grad_norm", "reward"])
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_a_value_that_is_not_finite_stops(key, value, capsys):
+    train.check_finite({key: 1.0}, 3)
+    with pytest.raises(SystemExit) as stopped:
+        train.check_finite({key: value}, 3)
+    assert stopped.value.code == 1
+    assert capsys.readouterr().err.startswith(f"error: {key} is {value} at step 3")
+
+
+def test_a_reward_of_the_wrong_length_stops(capsys):
+    def one_for_all(completions, **kwargs):
+        return [1.0]
+
+    (checked,) = train.check_scores([one_for_all])
+    assert checked.__name__ == "one_for_all"  # TRL logs it by name
+    assert checked(completions=["a"]) == [1.0]
+    with pytest.raises(SystemExit):
+        checked(completions=["a", "b"])
+    assert "one_for_all returned 1 scores for 2 completions" in capsys.readouterr().err
+
+
+def test_a_bug_in_a_reward_keeps_its_traceback():
+    def broken(completions, **kwargs):
+        raise KeyError("mine")
+
+    (checked,) = train.check_scores([broken])
+    with pytest.raises(KeyError, match="mine"):
+        checked(completions=["a"])
+
+
+@pytest.mark.parametrize("rank, size", [(1, 8), (8, 8), (9, 16), (32, 32), (33, 64), (512, 512)])
+def test_vllm_rank(rank, size):
+    assert train.get_vllm_rank(rank) == size
+
+
+def damage(adapter, change):
+    from safetensors.torch import load_file, save_file
+
+    tensors = load_file(adapter / "adapter_model.safetensors")
+    name = next(key for key in tensors if "lora_B" in key)
+    if change == "zero":
+        tensors[name] = tensors[name] * 0
+    elif change == "nan":
+        tensors[name] = tensors[name] * float("nan")
+    elif change == "half":
+        tensors = {key: tensors[key] for key in list(tensors)[::2]}
+    elif change == "rank":
+        tensors[name] = tensors[name][:, :16].contiguous()
+    elif change == "empty":
+        tensors = {}
+    save_file(tensors, adapter / "adapter_model.safetensors")
+
+
+@pytest.mark.parametrize(
+    "change, message",
+    [
+        ("zero", "1 of 42 tensors are zero or not finite"),
+        ("nan", "1 of 42 tensors are zero or not finite"),
+        ("empty", "is not trained: 0 of 0 tensors"),
+        ("half", "was trained on"),
+        ("rank", "was trained on"),
+    ],
+)
+def test_check_adapter_can_fail(trained, tiny, tmp_path, capsys, change, message):
+    shutil.copytree(trained / "grpo_lora", tmp_path / "adapter")
+    train.check_adapter(tmp_path / "adapter", str(tiny / "model"))
+    damage(tmp_path / "adapter", change)
+    with pytest.raises(SystemExit):
+        train.check_adapter(tmp_path / "adapter", str(tiny / "model"))
+    assert message in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("name", ["adapter_config.json", "adapter_model.safetensors"])
+@pytest.mark.parametrize("text", [None, "", "[]", "{"])
+def test_what_is_no_adapter(trained, tmp_path, capsys, name, text):
+    shutil.copytree(trained / "grpo_lora", tmp_path / "adapter")
+    (tmp_path / "adapter" / name).unlink()
+    if text is not None:
+        (tmp_path / "adapter" / name).write_text(text)
+    with pytest.raises(SystemExit) as stopped:
+        train.check_adapter(tmp_path / "adapter")
+    assert stopped.value.code == 2 and "is not a LoRA adapter" in capsys.readouterr().err
+
+
+def test_bases_are_told_apart_by_content(trained, tiny, tmp_path, capsys):
+    """Another folder name is no other model; other weights under the same name are."""
+    from safetensors.torch import load_file, save_file
+
+    shutil.copytree(tiny / "model", tmp_path / "snapshots" / "0123abc")
+    train.check_adapter(trained / "grpo_lora", str(tmp_path / "snapshots" / "0123abc"))
+    shutil.copytree(tiny / "model", tmp_path / "model")
+    path = tmp_path / "model" / "model.safetensors"
+    tensors = load_file(path)
+    save_file({key: tensor + 0.01 for key, tensor in tensors.items()}, path)
+    with pytest.raises(SystemExit):
+        train.check_adapter(trained / "grpo_lora", str(tmp_path / "model"))
+    assert "was trained on another model" in capsys.readouterr().err
+
+
+# --- rollouts from the adapter --------------------------------------------------------------------
+
+
+def make_model(tiny):
+    import torch
+    from peft import LoraConfig, get_peft_model
+    from transformers import AutoModelForCausalLM
+
+    torch.manual_seed(0)
+    base = AutoModelForCausalLM.from_pretrained(tiny / "model", dtype=torch.bfloat16)
+    config = LoraConfig(
+        r=32, lora_alpha=64, target_modules=train.LORA_TARGETS, task_type="CAUSAL_LM"
+    )
+    return get_peft_model(base, config)
+
+
+class Engine:
+    """What train.py uses of TRL's VLLMGeneration; the real model generates."""
+
+    temperature = 1.0
+    max_completion_length = 900
+
+    def __init__(self, model, kind):
+        self.model = model
+        self.kind = kind
+        self.synced = 0
+        self.first = None
+
+    def sync_weights(self):
+        self.synced += 1
+
+    def generate(self, prompts, images, num_generations, profiler=None):
+        import contextlib
+
+        import torch
+
+        base_only = self.model.disable_adapter() if self.kind == "base" else None
+        with base_only or contextlib.nullcontext():
+            ids = torch.tensor(prompts)
+            out = self.model.generate(
+                input_ids=ids,
+                attention_mask=torch.ones_like(ids),
+                do_sample=self.temperature > 0,
+                max_new_tokens=self.max_completion_length,
+            )
+            if self.kind == "sure of its tokens":
+                out = self.first if self.first is not None else out
+                self.first = out
+            start = ids.shape[1]
+            logits = self.model(out).logits[:, start - 1 : -1]
+        logprobs = logits.log_softmax(-1).gather(-1, out[:, start:, None])
+        return prompts, out[:, start:].tolist(), logprobs.float().tolist(), None
+
+
+def test_the_stand_in_engine_has_the_real_signature():
+    pytest.importorskip("trl")
+    from trl.generation.vllm_generation import VLLMGeneration
+
+    for name in ("generate", "sync_weights"):
+        real = inspect.signature(getattr(VLLMGeneration, name)).parameters
+        assert list(inspect.signature(getattr(Engine, name)).parameters) == list(real)
+    source = inspect.getsource(VLLMGeneration.generate)
+    assert "return prompt_ids, completion_ids, logprobs, logprob_token_ids" in source
+    init = inspect.signature(VLLMGeneration.__init__).parameters
+    assert {"temperature", "max_completion_length"} <= set(init)
+    assert "self.llm = LLM(" in inspect.getsource(VLLMGeneration._init_vllm)
+    assert "self.llm.generate(" in source  # what send_adapters_to_vllm replaces
+
+
+@pytest.mark.parametrize("kind, follows", [("lora", 1), ("base", 0), ("sure of its tokens", 1)])
+def test_guard_sees_whether_rollouts_follow_the_adapter(tiny, capsys, kind, follows):
+    import torch
+
+    model = make_model(tiny)
+    before = {name: p.detach().clone() for name, p in model.named_parameters()}
+    engine = Engine(model, kind)
+    trainer = SimpleNamespace(model=model, vllm_generation=engine)
+    if follows:
+        train.check_rollouts_follow_adapter(trainer, [5, 6, 7])
+    else:
+        with pytest.raises(SystemExit) as stopped:
+            train.check_rollouts_follow_adapter(trainer, [5, 6, 7])
+        assert stopped.value.code == 1
+        assert "rollouts do not follow the adapter" in capsys.readouterr().err
+    assert (engine.temperature, engine.max_completion_length) == (1.0, 900)
+    assert engine.synced == 3
+    assert all(torch.equal(before[name], p) for name, p in model.named_parameters())
+
+
+def test_vllm_gets_the_adapter_itself(tiny, monkeypatch):
+    """A new name at every sync, the tensors as they are, the base untouched."""
+    import torch
+    from safetensors.torch import load_file
+
+    class LoRARequest:
+        def __init__(self, name, number, path):
+            self.name, self.number, self.path = name, number, path
+
+    module = SimpleNamespace(LoRARequest=LoRARequest)
+    monkeypatch.setitem(sys.modules, "vllm", SimpleNamespace(lora=module))
+    monkeypatch.setitem(sys.modules, "vllm.lora", module)
+    monkeypatch.setitem(sys.modules, "vllm.lora.request", module)
+    calls = []
+    resets = []
+
+    def generate(prompts, lora_request=None):
+        tensors = load_file(f"{lora_request.path}/adapter_model.safetensors")
+        calls.append((lora_request.name, lora_request.number, tensors))
+
+    llm = SimpleNamespace(generate=generate, reset_prefix_cache=lambda: resets.append(1))
+    model = make_model(tiny)
+    base = {name: p.detach().clone() for name, p in model.named_parameters() if "lora" not in name}
+    trainer = SimpleNamespace(model=model, vllm_generation=SimpleNamespace(llm=llm))
+    train.send_adapters_to_vllm(trainer)
+    lora_b = [p for name, p in model.named_parameters() if "lora_B" in name]
+    for value in (0.0, 3e-5):
+        for p in lora_b:
+            p.data.fill_(value)
+        trainer.vllm_generation.sync_weights()
+        llm.generate([[1, 2, 3]])
+    (first, one, before), (second, two, after) = calls
+    assert first != second and one != two and len(resets) == 2
+    keys = [key for key in before if "lora_B" in key]
+    assert len(keys) == len(lora_b) == 21
+    assert all(not before[key].any() for key in keys)
+    assert all((after[key] == after[key].new_full((), 3e-5)).all() for key in keys)
+    assert all(torch.equal(values, model.get_parameter(name)) for name, values in base.items())
+
+
+def test_rollout_difference_is_logged():
+    """0.5 on the tokens that count, whatever the padding holds."""
+    import collections
+
+    import torch
+
+    trainer = SimpleNamespace(
+        _metrics={"train": collections.defaultdict(list)},
+        accelerator=SimpleNamespace(gather=lambda value: value),
+    )
+    logps = torch.tensor([[-1.0, -2.0, -9.0]], requires_grad=True)
+    trainer._get_per_token_logps_and_entropies = lambda *args, **kwargs: (logps, None, None)
+    trainer._compute_loss = lambda model, inputs: trainer._get_per_token_logps_and_entropies()[0]
+    train.log_rollout_difference(trainer)
+    inputs = {
+        "sampling_per_token_logps": torch.tensor([[-1.5, -1.5, 0.0]]),
+        "completion_mask": torch.tensor([[1, 1, 0]]),
+    }
+    assert trainer._compute_loss(None, inputs) is logps
+    assert trainer._metrics["train"]["rollout_logp_difference"] == [0.5]
+
+
+def test_trl_still_has_what_log_rollout_difference_replaces():
+    from trl import GRPOTrainer
+
+    source = inspect.getsource(GRPOTrainer._compute_loss)
+    assert "self._get_per_token_logps_and_entropies(" in source
+    assert 'output["sampling_per_token_logps"]' in inspect.getsource(GRPOTrainer)
+
+
+def test_trl_can_start_vllm_with_adapters(monkeypatch):
+    from trl.generation import vllm_generation
+
+    def make_llm(**options):
+        return options
+
+    monkeypatch.setitem(sys.modules, "vllm", SimpleNamespace(LLM=make_llm))
+    monkeypatch.setattr(vllm_generation, "LLM", None, raising=False)
+    train.let_vllm_take_adapters(20)
+    options = vllm_generation.LLM(model="x")
+    assert options == {"model": "x", "enable_lora": True, "max_loras": 1, "max_lora_rank": 32}
 
 
 @pytest.mark.parametrize("script", ["train.py", "evaluate.py", "export.py", "data.py"])
-def test_help_needs_nothing_but_python_and_a_second(script):
-    import subprocess, sys, time
-    started = time.time()
-    done = subprocess.run([sys.executable, "-S", str(ROOT / script), "--help"], capture_output=True, text=True)  # -S: no packages
-    assert done.returncode == 0 and "--model" in done.stdout and time.time() - started < 1.5
+def test_help_needs_nothing_but_python(script):
+    done = run_script("-S", ROOT / script, "--help")  # -S: no packages
+    assert done.returncode == 0 and "--model" in done.stdout and "python " in done.stdout
+    assert "None" not in done.stdout
