@@ -1,0 +1,265 @@
+"""An interrupted run goes on: kills, damage, signals, locks. Real processes on a CPU, minutes.
+
+bash tests/run.sh -k resume
+"""
+
+import json
+import os
+import random
+import shutil
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+from conftest import ROOT, run_script, train_arguments
+
+import train
+
+STEPS = 6
+
+
+def start(*arguments):
+    return subprocess.Popen(
+        [sys.executable, "train.py", *map(str, arguments)],
+        cwd=ROOT,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        env=os.environ | {"OMP_NUM_THREADS": "1"},
+    )
+
+
+def resume(output, *flags):
+    return run_script("train.py", "--resume", "--output-dir", output, *flags, OMP_NUM_THREADS="1")
+
+
+def read_adapter(folder):
+    return (folder / "grpo_lora" / "adapter_model.safetensors").read_bytes()
+
+
+def read_steps(folder):
+    rows = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+    return [row["step"] for row in rows if "reward" in row]
+
+
+def arguments_of(tiny, output, **changes):
+    changes = {"max_steps": STEPS, "save_steps": 2, "report_to": "none", "seed": 7} | changes
+    return train_arguments(tiny, output, **changes)
+
+
+@pytest.fixture(scope="module")
+def whole(tiny, tmp_path_factory):
+    """A run that nothing interrupted."""
+    output = tmp_path_factory.mktemp("whole") / "outputs"
+    done = run_script("train.py", *arguments_of(tiny, output), OMP_NUM_THREADS="1")
+    assert done.returncode == 0, done.stderr[-3000:]
+    return output
+
+
+@pytest.fixture
+def stopped(whole, tmp_path):
+    """That run as if it had been killed after step 5: the newest checkpoint is step 4's."""
+    output = tmp_path / "outputs"
+    shutil.copytree(whole, output)
+    shutil.rmtree(output / "checkpoint-6")
+    shutil.rmtree(output / "grpo_lora")
+    run = json.loads((output / "run.json").read_text()) | {"state": "running"}
+    (output / "run.json").write_text(json.dumps(run))
+    return output
+
+
+def test_it_goes_on_bit_equal_with_the_flags_of_the_run(whole, stopped):
+    done = resume(stopped)
+    assert done.returncode == 0, done.stderr[-3000:]
+    assert f"resuming {stopped} from {stopped}/checkpoint-4" in done.stdout
+    assert read_adapter(stopped) == read_adapter(whole)
+    assert read_steps(stopped) == read_steps(whole) == [1, 2, 3, 4, 5, 6]
+    before = json.loads((whole / "run.json").read_text())["arguments"]
+    after = json.loads((stopped / "run.json").read_text())["arguments"]
+    changed = {name for name in before if before[name] != after[name]}
+    assert changed == {"resume", "output_dir"}
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_killed_at_a_random_moment(whole, tiny, tmp_path, seed):
+    """kill -9 again and again until it is through: the adapter is that of the whole run."""
+    output = tmp_path / "outputs"
+    moments = random.Random(seed)
+    kills = 0
+    arguments = [*arguments_of(tiny, output), "--resume"]
+    for _ in range(3):
+        process = start(*arguments)
+        deadline = time.time() + 60
+        while not (output / "metrics.jsonl").exists() and time.time() < deadline:
+            time.sleep(0.05)
+        time.sleep(moments.uniform(0, 2))
+        process.kill()
+        process.communicate()
+        kills += process.returncode == -signal.SIGKILL
+    done = run_script("train.py", *arguments, OMP_NUM_THREADS="1")
+    assert done.returncode == 0 and kills > 0, done.stderr[-3000:]
+    assert read_adapter(output) == read_adapter(whole) and read_steps(output)[-1] == STEPS
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "optimizer.pt",
+        "rng_state.pth",
+        "scheduler.pt",
+        "trainer_state.json",
+        "adapter_model.safetensors",
+        "complete.json",
+    ],
+)
+@pytest.mark.parametrize("damage", ["missing", "cut"])
+def test_a_damaged_checkpoint_is_not_taken(whole, tmp_path, capsys, name, damage):
+    shutil.copytree(whole, tmp_path / "outputs")
+    newest = tmp_path / "outputs" / "checkpoint-6"
+    assert train.find_checkpoint(tmp_path / "outputs") == str(newest)
+    if damage == "missing":
+        (newest / name).unlink()
+    else:
+        (newest / name).write_bytes((newest / name).read_bytes()[:-3])
+    older = tmp_path / "outputs" / "checkpoint-4"
+    assert train.find_checkpoint(tmp_path / "outputs") == str(older)
+    assert f"{newest} is not complete: trying an older one" in capsys.readouterr().out
+
+
+def test_without_a_complete_checkpoint_it_starts_again(whole, stopped):
+    (stopped / "checkpoint-4" / "complete.json").unlink()
+    done = resume(stopped)
+    assert done.returncode == 0, done.stderr[-3000:]
+    assert "it has no complete checkpoint" in done.stdout
+    assert read_adapter(stopped) == read_adapter(whole)
+
+
+def test_at_the_last_step_no_step_is_added(whole, tmp_path):
+    output = tmp_path / "outputs"
+    shutil.copytree(whole, output)
+    shutil.rmtree(output / "grpo_lora")
+    run = json.loads((output / "run.json").read_text()) | {"state": "running"}
+    (output / "run.json").write_text(json.dumps(run))
+    done = resume(output)
+    assert done.returncode == 0, done.stderr[-3000:]
+    assert read_adapter(output) == read_adapter(whole) and read_steps(output)[-1] == STEPS
+
+
+def test_a_finished_run_is_left_alone_or_trained_on(whole, tmp_path):
+    output = tmp_path / "outputs"
+    shutil.copytree(whole, output)
+    done = resume(output)
+    assert done.returncode == 0 and done.stdout.endswith("this run is finished, nothing to do\n")
+    done = resume(output, "--max-steps", STEPS + 1)
+    assert done.returncode == 0, done.stderr[-3000:]
+    assert read_steps(output)[-1] == STEPS + 1
+
+
+@pytest.mark.parametrize(
+    "flags",
+    [
+        ["--seed", 8],
+        ["--learning-rate", 1e-4],
+        ["--rewards", "improved"],
+        ["--system-prompt", "en"],
+        ["--eval-fraction", 0.3],
+        ["--lora-rank", 8],
+        ["--dataset", "nowhere.jsonl"],
+        ["--num-generations", 8],
+        ["--beta", 0.1],
+    ],
+)
+def test_what_the_run_is_cannot_change(whole, flags):
+    done = resume(whole, *flags)
+    assert done.returncode == 2 and done.stderr.startswith("error: --resume: the run in ")
+    assert flags[0] in done.stderr and done.stderr.count("\n") == 1
+
+
+def test_a_new_run_moves_the_old_one_aside(whole, tiny, tmp_path):
+    output = tmp_path / "outputs"
+    shutil.copytree(whole, output)
+    (tmp_path / "outputs-1").mkdir()
+    changes = {"max_steps": 1, "warmup_ratio": 0}
+    done = run_script("train.py", *arguments_of(tiny, output, **changes))
+    assert done.returncode == 0, done.stderr[-3000:]
+    assert f"the earlier run in {output} is now in {output}-2" in done.stdout
+    assert read_adapter(tmp_path / "outputs-2") == read_adapter(whole)
+    assert read_steps(output) == [1] and not (output / "checkpoint-6").exists()
+
+
+def test_checkpoints_without_a_run_are_nobodys(whole, tiny, tmp_path):
+    output = tmp_path / "outputs"
+    shutil.copytree(whole, output)
+    (output / "run.json").unlink()
+    changes = {"max_steps": 1, "warmup_ratio": 0, "resume": True}
+    done = run_script("train.py", *arguments_of(tiny, output, **changes))
+    assert done.returncode == 0, done.stderr[-3000:]
+    assert read_steps(output) == [1] and (tmp_path / "outputs-1" / "checkpoint-6").exists()
+
+
+def test_two_runs_do_not_share_a_folder(stopped, tiny):
+    process = start("--resume", "--output-dir", stopped, "--max-steps", 500)
+    time.sleep(6)
+    done = resume(stopped)
+    process.kill()
+    process.communicate()
+    assert done.returncode == 2 and "another run is writing to" in done.stderr
+
+
+@pytest.mark.parametrize(
+    "name, status",
+    [
+        ("SIGINT", 130),
+        ("SIGTERM", 143),
+    ],
+)
+def test_a_signal_saves_and_says_how_to_go_on(whole, tiny, tmp_path, name, status):
+    output = tmp_path / "outputs"
+    process = start(*arguments_of(tiny, output, save_steps=100))
+    while not (output / "metrics.jsonl").exists():
+        assert process.poll() is None
+        time.sleep(0.05)
+    process.send_signal(getattr(signal, name))
+    out, _ = process.communicate(timeout=60)
+    assert process.returncode == status, out[-3000:]
+    assert f"python train.py --resume --output-dir {output} goes on" in out
+    assert train.find_checkpoint(output) is not None
+    done = resume(output)
+    assert done.returncode == 0 and read_adapter(output) == read_adapter(whole)
+
+
+def test_sigterm_ends_all_processes(tiny, tmp_path):
+    output = tmp_path / "outputs"
+    changes = {"max_steps": 200, "per_device_train_batch_size": 4, "save_steps": 1000}
+    process = subprocess.Popen(
+        [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
+        + ["train.py", *map(str, arguments_of(tiny, output, **changes))],
+        cwd=ROOT,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        env=os.environ | {"ACCELERATE_USE_CPU": "true", "OMP_NUM_THREADS": "1"},
+    )
+    while not (output / "metrics.jsonl").exists():
+        assert process.poll() is None
+        time.sleep(0.1)
+    process.send_signal(signal.SIGTERM)
+    out, _ = process.communicate(timeout=60)
+    assert process.returncode != 0 and "goes on" in out, out[-3000:]
+    assert train.find_checkpoint(output) is not None
+
+
+def test_a_folder_that_cannot_be_written_is_told_before_the_model_loads(tiny):
+    done = run_script("train.py", *arguments_of(tiny, "/proc/nothing"))
+    assert done.returncode == 2 and "error: cannot write to /proc/nothing" in done.stderr
+    assert "Loading weights" not in done.stderr and "Traceback" not in done.stderr
+
+
+@pytest.mark.parametrize("text", ["", "{", "[]", '{"arguments": {}}', '{"arguments": []}'])
+def test_an_unreadable_run_json(whole, tmp_path, text):
+    (tmp_path / "run.json").write_text(text)
+    done = resume(tmp_path)
+    assert done.returncode == 2 and "run.json is not readable as train.py's" in done.stderr
+    assert "Traceback" not in done.stderr
