@@ -1,0 +1,241 @@
+"""README.md and README.zh.md agree with the scripts, with each other and with the GPU log.
+
+bash tests/run.sh -k readme
+"""
+
+import re
+from collections import Counter
+
+import pytest
+from conftest import ROOT, run_script
+
+import rewards
+
+READMES = ["README.md", "README.zh.md"]
+SCRIPTS = ["train.py", "evaluate.py", "export.py", "data.py"]
+FLAG = r"(?<![\w-])--[a-z][a-z0-9-]*"
+# Flags of other programs: accelerate's have underscores, and renew.sh is a shell script
+OTHER_FLAGS = {"--num", "--machine", "--main", "--local", "--keep"}
+
+
+def read(name):
+    return (ROOT / name).read_text(encoding="utf-8")
+
+
+def blocks(text):
+    """The indented and fenced lines: what a reader copies, without comments."""
+    lines = re.findall(r"^    \S.*$", text, re.MULTILINE)
+    return [re.sub(r" +#.*", "", line) for line in lines]
+
+
+def get_code(text):
+    return Counter(re.findall(r"`([^`\n]+)`", text))
+
+
+def get_flags(text):
+    return Counter(re.findall(FLAG, text))
+
+
+def get_numbers(text):
+    text = re.sub(r"https?://\S+|\]\([^)]*\)", "", text)
+    return Counter(re.findall(r"\d+(?:[.,]\d+)*(?:e-\d+)?", text))
+
+
+@pytest.fixture(scope="module")
+def known_flags():
+    flags = {}
+    for script in SCRIPTS:
+        done = run_script(script, "--help")
+        assert done.returncode == 0, done.stderr
+        flags[script] = set(re.findall(FLAG, done.stdout))
+    return flags
+
+
+# --------------------------------------------------------------------------------------------------
+# Commands and flags
+
+
+@pytest.mark.parametrize("name", READMES)
+def test_every_flag_is_one_of_a_script(name, known_flags):
+    known = set().union(*known_flags.values())
+    assert set(get_flags(read(name))) - known - OTHER_FLAGS == set()
+
+
+@pytest.mark.parametrize("name", READMES)
+@pytest.mark.parametrize("script", ["data.py", "evaluate.py", "export.py", "train.py"])
+def test_a_command_has_only_flags_of_its_script(name, script, known_flags):
+    text = re.sub(r"\\\n\s*", " ", read(name))
+    calls = re.findall(rf"(?:python|--num_processes 16) {script} ([^`#\n]*)", text)
+    assert calls
+    for call in calls:
+        assert set(get_flags(call)) <= known_flags[script]
+
+
+@pytest.mark.parametrize("name", READMES)
+def test_what_follows_a_recipe_is_a_flag_of_train_py(name, known_flags):
+    calls = re.findall(r"bash run\.sh (?:tutorial|fast|improved) ([^`#\n]*)", read(name))
+    assert len(calls) == 3
+    for call in calls:
+        assert set(get_flags(call)) <= known_flags["train.py"]
+
+
+@pytest.mark.parametrize("name", READMES)
+def test_recipes_exist(name):
+    recipes = set(re.findall(r"bash run\.sh ([a-z]+)", read(name)))
+    assert recipes == {"tutorial", "fast", "improved", "install"}
+    for recipe in recipes:
+        assert re.search(rf"^ +[a-z| ]*\b{recipe}\b.*\)", read("run.sh"), re.MULTILINE)
+
+
+@pytest.mark.parametrize("name", READMES)
+def test_the_table_of_improved_is_what_run_sh_does(name):
+    text = read(name)
+    start = text.index("| `--rewards improved`")
+    table = text[start : text.index("\n\n", start)]
+    shown = re.findall(r"(--[a-z0-9-]+)((?: [a-z0-9.e-]+)?)(?=[ `])", table)
+    recipe = re.search(r"^improved\(\).*?\"\$@\"", read("run.sh"), re.MULTILINE | re.DOTALL)[0]
+    recipe = recipe.replace("$((32 / gpus))", "32")
+    done = re.findall(r"(--[a-z0-9-]+)((?: (?!--)[a-z0-9.e-]+)?)", recipe.replace("\\\n", ""))
+    expected = set(done) - {("--output-dir", " outputs-improved"), ("--resume", "")}
+    assert {(flag, value.strip()) for flag, value in shown} == {
+        (flag, value.strip()) for flag, value in expected
+    }
+
+
+@pytest.mark.parametrize("name", READMES)
+@pytest.mark.parametrize("script", [*SCRIPTS, "rewards.py"])
+def test_functions_in_the_table_exist(name, script):
+    found = re.findall(rf"`{script}`[:：]([^|;；]*)", read(name))
+    assert found
+    for cell in found:
+        for function in re.findall(r"`([a-z_0-9]+)`", cell):
+            assert re.search(rf"^def {function}\(", read(script), re.MULTILINE), function
+
+
+@pytest.mark.parametrize("name", [*READMES, "tests/DEVIATIONS.md"])
+def test_links_lead_to_files(name):
+    for link in re.findall(r"\]\(([^)#]+)", read(name)):
+        assert link.startswith("https://") or (ROOT / link).exists(), link
+
+
+@pytest.mark.parametrize("name", READMES)
+def test_files_named_in_the_text_exist(name):
+    for path in re.findall(r"(?<![\w/-])tests/[\w/.]*\w\.(?:sh|md|png|py)", read(name)):
+        assert (ROOT / path).exists(), path
+
+
+@pytest.mark.parametrize("name", READMES)
+@pytest.mark.parametrize("key", ["rollout_logp_difference", "indonesian_rate", "accuracy"])
+def test_metrics_to_watch_are_logged(name, key):
+    assert key in read(name)
+    assert key in read("train.py") + read("rewards.py")
+
+
+# --------------------------------------------------------------------------------------------------
+# The two READMEs
+
+
+def test_both_have_the_same_command_blocks():
+    assert blocks(read("README.md")) == blocks(read("README.zh.md"))
+
+
+def test_both_have_the_same_code():
+    assert get_code(read("README.md")) == get_code(read("README.zh.md"))
+
+
+def test_both_have_the_same_flags():
+    assert get_flags(read("README.md")) == get_flags(read("README.zh.md"))
+
+
+def test_both_have_the_same_numbers():
+    assert get_numbers(read("README.md")) == get_numbers(read("README.zh.md"))
+
+
+def test_both_have_the_same_sections():
+    assert [len(re.findall(r"^## ", read(name), re.MULTILINE)) for name in READMES] == [12, 12]
+
+
+@pytest.mark.parametrize("name", READMES)
+def test_at_most_170_lines(name):
+    assert len(read(name).splitlines()) <= 170
+
+
+@pytest.mark.parametrize("name", READMES)
+def test_the_first_screen_holds_the_result_and_the_picture(name):
+    screen = "\n".join(read(name).splitlines()[:45])
+    assert "bash run.sh" in screen and "25 %" in screen and "curves_smollm2.png" in screen
+
+
+@pytest.mark.parametrize("name", READMES)
+def test_prose_is_narrow(name):
+    for line in read(name).splitlines():
+        assert len(line) <= 100 or line.startswith("|") or "https://" in line, line
+
+
+# --------------------------------------------------------------------------------------------------
+# Numbers with a source
+
+
+@pytest.mark.parametrize("name", READMES)
+@pytest.mark.parametrize(
+    "number, row",
+    [
+        ("3,603", r"\| fast \| 128 \|.*\| 3,603 \|"),
+        ("265", r"\| tutorial \| 4 \|.*\| 265 \|"),
+        ("1,790", r"\| trl16-cold \| 16 \|.*\| 1,790 \|"),
+        ("112 s", r"\| improved \(4,096 tokens.*\| 111\.6 \|"),
+        ("57 GiB", r"\| tutorial \(Unsloth, 4-bit, 10 steps\).*\| 57\.06 \|"),
+        ("65 GiB", r"\| improved \(4,096 tokens.*\| 65\.3 \|"),
+        ("69 GiB", r"\| fast \| 128 \|.*\| 68\.7 \|"),
+        ("17 GiB", r"\| 24 GB .*4 x 1,024 \| 0\.6 \| 16\.1 \+ 0\.9 \|"),
+        ("21 GiB", r"\| 24 GB .*8 x 2,048 \| 0\.6 \| 20\.3 \+ 0\.9 \|"),
+        ("30 GiB", r"\| 40 GB .*8 x 1,024 \| 0\.65 \| 28\.9 \+ 0\.9 \|"),
+        ("36 GiB", r"\| 40 GB .*8 x 4,096 \| 0\.6 \| 35\.3 \+ 1\.1 \|"),
+        ("0.19 GB", r"\| lora \| checked only \| 0\.19 \|"),
+    ],
+)
+def test_a_measured_number_is_in_the_gpu_log(name, number, row):
+    assert number in read(name)
+    assert re.search(row, read("tests/gpu/RESULTS.md"))
+
+
+@pytest.mark.parametrize("name", READMES)
+def test_extrapolations_follow_from_what_was_measured(name):
+    assert f"{8 * 1790:,}" in read(name)
+    assert f"{8 * 3603:,}" in read(name)
+
+
+@pytest.mark.parametrize("name", READMES)
+@pytest.mark.parametrize("package", ["torch", "vllm", "unsloth", "trl", "transformers"])
+def test_pins_are_those_of_requirements(name, package):
+    pin = re.search(rf"^{package}==(\S+)", read("requirements.txt"), re.MULTILINE)[1]
+    assert f"{package} {pin}" in read(name)
+
+
+@pytest.mark.parametrize("name", READMES)
+def test_weights_are_those_of_rewards(name):
+    weights = ", ".join(f"{weight:g}" for weight in rewards.REWARDS["improved"].values())
+    assert weights in read(name)
+
+
+# --------------------------------------------------------------------------------------------------
+# The wrapper for verl
+
+
+@pytest.mark.parametrize("name", READMES)
+@pytest.mark.parametrize(
+    "text, score",
+    [
+        ("", 0.0),
+        ("<think>", 0.0),
+        ("<think>a b</think>\\boxed{42}", 2.5),
+        ("<think>a b</think>\\boxed{41}", 0.5),
+    ],
+)
+def test_the_wrapper_for_verl_scores(name, text, score):
+    code = re.search(r"```python\n(.*?)```", read(name), re.DOTALL)[1]
+    scope = {"rewards": rewards}
+    exec(code, scope)
+    rewards.configure(("<think>", "</think>"), "id")
+    assert scope["compute_score"]("gsm8k", text, "42", {"question": "6 * 7?"}) == score
+    assert scope["compute_score"](data_source="x", solution_str=text, ground_truth="42") == score
