@@ -152,7 +152,7 @@ def test_both_have_the_same_numbers():
 
 
 def test_both_have_the_same_sections():
-    assert [len(re.findall(r"^## ", read(name), re.MULTILINE)) for name in READMES] == [12, 12]
+    assert [len(re.findall(r"^## ", read(name), re.MULTILINE)) for name in READMES] == [11, 11]
 
 
 @pytest.mark.parametrize("name", READMES)

@@ -55,7 +55,9 @@ def commands(text):
             yield match[1], re.findall(r"(?<!\w)--[a-z][a-z0-9-]*", match[2])
 
 
-@pytest.mark.parametrize("name", ["run.sh", "README.md", *SCRIPTS, "tests/gpu/RESULTS.md"])
+@pytest.mark.parametrize(
+    "name", ["run.sh", "README.md", "README.zh.md", *SCRIPTS, "tests/gpu/RESULTS.md"]
+)
 def test_every_flag_in_a_command_exists(name):
     found = list(commands((ROOT / name).read_text()))
     assert found, f"{name} shows no command"
