@@ -132,14 +132,22 @@ def load_math_dataset(args, tokenizer):
 
 def render_prompt(tokenizer, messages: list[dict]) -> str:
     """Return messages as the text that the model continues."""
-    return tokenizer.apply_chat_template(messages, add_generation_prompt=True, tokenize=False)
+    return apply_template(tokenizer, messages, tokenize=False)
 
 
 def encode_prompt(tokenizer, messages: list[dict]) -> list[int]:
     """Return messages as token ids, as TRL encodes them."""
-    return tokenizer.apply_chat_template(
-        messages, add_generation_prompt=True, tokenize=True, return_dict=False
-    )
+    return apply_template(tokenizer, messages, tokenize=True, return_dict=False)
+
+
+def apply_template(tokenizer, messages, **options):
+    """Call the chat template; end with its own words where it refuses the messages."""
+    from jinja2 import TemplateError
+
+    try:
+        return tokenizer.apply_chat_template(messages, add_generation_prompt=True, **options)
+    except TemplateError as error:
+        fail(f"the model's chat template: {one_line(error)} (is --system-prompt none the way?)")
 
 
 # --------------------------------------------------------------------------------------------------
