@@ -8,12 +8,14 @@ these column pairs:
     python data.py                                       # shows what the tutorial's data cells show
     python data.py --dataset my.jsonl --target-lang vi
 """
+
 import argparse
 import contextlib
 import importlib.metadata
 import math
 import os
 import sys
+import threading
 
 # --target-lang: name in Chinese and in English. A new language is one line here, if langid knows it.
 LANGUAGES = {
@@ -131,14 +133,22 @@ def load_math_dataset(args, tokenizer):
 
 def render_prompt(tokenizer, messages: list[dict]) -> str:
     """Return messages as the text that the model continues."""
-    return tokenizer.apply_chat_template(messages, add_generation_prompt=True, tokenize=False)
+    return apply_template(tokenizer, messages, tokenize=False)
 
 
 def encode_prompt(tokenizer, messages: list[dict]) -> list[int]:
     """Return messages as token ids, as TRL encodes them."""
-    return tokenizer.apply_chat_template(
-        messages, add_generation_prompt=True, tokenize=True, return_dict=False
-    )
+    return apply_template(tokenizer, messages, tokenize=True, return_dict=False)
+
+
+def apply_template(tokenizer, messages, **kwargs):
+    """Return tokenizer.apply_chat_template's result; end with one line where it raises."""
+    from jinja2 import TemplateError
+
+    try:
+        return tokenizer.apply_chat_template(messages, add_generation_prompt=True, **kwargs)
+    except (TemplateError, TypeError) as error:  # no system role, or a template with a fault
+        fail(f"the chat template cannot take these messages: {one_line(error)}")
 
 
 # --------------------------------------------------------------------------------------------------
@@ -155,7 +165,8 @@ def load_tokenizer(model: str, revision: str | None = None):
     from transformers import PreTrainedTokenizerFast
 
     try:
-        tokenizer = PreTrainedTokenizerFast.from_pretrained(model, revision=revision)
+        with say_what_is_tried(model):
+            tokenizer = PreTrainedTokenizerFast.from_pretrained(model, revision=revision)
     except Exception as error:  # transformers and tokenizers raise many types, plain Exception too
         fail(f"cannot load the tokenizer of {model}: {one_line(error)}")
     if not tokenizer.chat_template:
@@ -178,7 +189,8 @@ def read_dataset(path: str, config: str = "en", split: str = "train", revision: 
             folder = os.path.join(path, config)
             dataset = load_dataset(folder if os.path.isdir(folder) else path, split=split)
         else:
-            configs = get_dataset_config_names(path, revision=revision)
+            with say_what_is_tried(path):
+                configs = get_dataset_config_names(path, revision=revision)
             if config not in configs and len(configs) == 1:
                 config = configs[0]
             dataset = load_dataset(path, config, split=split, revision=revision)
@@ -211,7 +223,17 @@ def is_answer(value) -> bool:
     """Say whether a cell of the data can be a gold answer: text, or a finite number."""
     if isinstance(value, str):
         return bool(value.strip())
+    if isinstance(value, bool):
+        return False
     return isinstance(value, (int, float)) and math.isfinite(value)
+
+
+def get_dataset_commit(dataset) -> str | None:
+    """Return the commit that a hub data set was loaded from; None for a file or folder."""
+    for url in dataset.info.download_checksums or {}:
+        if "@" in url and url.startswith("hf://"):
+            return url.split("@")[1].split("/")[0]
+    return None
 
 
 def escape_glob(path: str) -> str:
@@ -225,6 +247,8 @@ def hold_out(dataset, fraction: float, seed: int):
     """Return (train, held_out): `fraction` of the rows held out, and no question in both."""
     if len(dataset) < 2:
         fail("--eval-fraction needs at least two rows")
+    if fraction * len(dataset) < 1:
+        fail(f"--eval-fraction {fraction} of {len(dataset)} rows is less than one row")
     parts = dataset.train_test_split(test_size=fraction, seed=seed)
     questions = {prompt[-1]["content"] for prompt in parts["test"]["prompt"]}
     train = parts["train"].filter(lambda row: row["prompt"][-1]["content"] not in questions)
@@ -330,7 +354,7 @@ def number(kind, least=-math.inf, most=math.inf, above=-math.inf, below=math.inf
         limits = [("at least", least), ("at most", most), ("above", above), ("below", below)]
         words = [f"{name} {limit:g}" for name, limit in limits if math.isfinite(limit)]
         noun = "a whole number" if kind is int else "a number"
-        raise argparse.ArgumentTypeError(f"{text!r} is not {' '.join([noun, ', '.join(words)])}")
+        raise argparse.ArgumentTypeError(f"{text!r} is not {noun} {', '.join(words)}".rstrip())
 
     return parse
 
@@ -347,6 +371,29 @@ def hub_name_or_folder(value: str) -> str:
     if not value.strip() or (value.startswith(("/", ".")) and not os.path.isdir(value)):
         raise argparse.ArgumentTypeError(f"there is no folder {value!r}")
     return value
+
+
+def check_reasoning_tokens(args):
+    """End with one line where both tags of the thought are the same."""
+    if args.reasoning_tokens and args.reasoning_tokens[0] == args.reasoning_tokens[1]:
+        fail("--reasoning-tokens: START and END must differ")
+
+
+@contextlib.contextmanager
+def say_what_is_tried(name: str, seconds: float = 10):
+    """Say what to set, if the hub has not answered after some seconds: it is tried for minutes."""
+    hub = os.environ.get("HF_ENDPOINT", "https://huggingface.co")
+    message = (
+        f"still asking {hub} for {name}; if it cannot be reached: HF_ENDPOINT=https://hf-mirror.com"
+        ", or HF_HUB_OFFLINE=1 for what has been downloaded, or name a local folder"
+    )
+    timer = threading.Timer(seconds, print, [message], {"file": sys.stderr, "flush": True})
+    timer.daemon = True
+    timer.start()
+    try:
+        yield
+    finally:
+        timer.cancel()
 
 
 def fail(message: str, status: int = 2):
@@ -428,7 +475,9 @@ def main(args):
 def parse_arguments():
     parser = make_parser(__doc__)
     add_data_arguments(parser)
-    return parser.parse_args()
+    args = parser.parse_args()
+    check_reasoning_tokens(args)
+    return args
 
 
 if __name__ == "__main__":
