@@ -641,14 +641,9 @@ def get_system_prompt(arguments: dict) -> str | None:
     )
 
 
-def encode_prompts(tokenizer, conversations: list) -> list[list[int]]:
-    """Return the conversations as token ids; fail where the chat template refuses them."""
-    from jinja2 import TemplateError
-
-    try:
-        return [data.encode_prompt(tokenizer, conversation) for conversation in conversations]
-    except TemplateError as error:
-        fail(f"the chat template refuses the prompts: {one_line(error)}")
+def encode_prompts(tokenizer, conversations):
+    """Return the conversations as token ids."""
+    return [data.encode_prompt(tokenizer, conversation) for conversation in conversations]
 
 
 def read_results(args) -> dict:
