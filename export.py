@@ -641,7 +641,7 @@ def get_system_prompt(arguments: dict) -> str | None:
     )
 
 
-def encode_prompts(tokenizer, conversations):
+def encode_prompts(tokenizer, conversations: list) -> list[list[int]]:
     """Return the conversations as token ids."""
     return [data.encode_prompt(tokenizer, conversation) for conversation in conversations]
 
