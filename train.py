@@ -1,7 +1,7 @@
 """GRPO fine-tuning of DeepSeek-R1-0528-Qwen3-8B so that it thinks in Indonesian.
 
 main() reads straight down like the tutorial; what the tutorial has not stands below it. It differs
-from the tutorial's text in this (README, "What differs", says why):
+from the tutorial's text in this (tests/DEVIATIONS.md says why):
  1. warmup_ratio goes in as warmup_steps; a length filter bounds prompts (no max_prompt_length).
  2. loss_type, beta, masking and clipping are set here: their defaults have changed since.
  3. min_p, top_p, top_k go through GRPOConfig; no seed goes to vLLM: a group would be alike.
