@@ -17,6 +17,7 @@ import functools
 import glob
 import hashlib
 import importlib.util
+import inspect
 import itertools
 import json
 import math
@@ -962,6 +963,8 @@ def write_metrics(folder, log_history):
 
 def check_values(function):
     """Return a reward function whose values are counted: TRL gives a single one to all."""
+    if inspect.iscoroutinefunction(function):  # TRL awaits these itself
+        return function
 
     @functools.wraps(function)
     def checked(completions, **kwargs):
