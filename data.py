@@ -14,7 +14,9 @@ import contextlib
 import importlib.metadata
 import math
 import os
+import shutil
 import sys
+import threading
 
 # --target-lang: name in Chinese and in English. A new language is one line, if langid knows it.
 LANGUAGES = {
@@ -132,14 +134,22 @@ def load_math_dataset(args, tokenizer):
 
 def render_prompt(tokenizer, messages: list[dict]) -> str:
     """Return messages as the text that the model continues."""
-    return tokenizer.apply_chat_template(messages, add_generation_prompt=True, tokenize=False)
+    return apply_template(tokenizer, messages, tokenize=False)
 
 
 def encode_prompt(tokenizer, messages: list[dict]) -> list[int]:
     """Return messages as token ids, as TRL encodes them."""
-    return tokenizer.apply_chat_template(
-        messages, add_generation_prompt=True, tokenize=True, return_dict=False
-    )
+    return apply_template(tokenizer, messages, tokenize=True, return_dict=False)
+
+
+def apply_template(tokenizer, messages, **options):
+    """Call the chat template; end with its own words where it refuses the messages."""
+    from jinja2 import TemplateError
+
+    try:
+        return tokenizer.apply_chat_template(messages, add_generation_prompt=True, **options)
+    except (TemplateError, TypeError) as error:  # no system role, or a template with a fault
+        fail(f"the model's chat template: {one_line(error)} (is --system-prompt none the way?)")
 
 
 # --------------------------------------------------------------------------------------------------
@@ -156,7 +166,8 @@ def load_tokenizer(model: str, revision: str | None = None):
     from transformers import PreTrainedTokenizerFast
 
     try:
-        tokenizer = PreTrainedTokenizerFast.from_pretrained(model, revision=revision)
+        with say_what_is_tried(model):
+            tokenizer = PreTrainedTokenizerFast.from_pretrained(model, revision=revision)
     except Exception as error:  # transformers and tokenizers raise many types, plain Exception too
         fail(f"cannot load the tokenizer of {model}: {one_line(error)}")
     if not tokenizer.chat_template:
@@ -179,7 +190,8 @@ def read_dataset(path: str, config: str = "en", split: str = "train", revision: 
             folder = os.path.join(path, config)
             dataset = load_dataset(folder if os.path.isdir(folder) else path, split=split)
         else:
-            configs = get_dataset_config_names(path, revision=revision)
+            with say_what_is_tried(path):
+                configs = get_dataset_config_names(path, revision=revision)
             if config not in configs and len(configs) == 1:
                 config = configs[0]
             dataset = load_dataset(path, config, split=split, revision=revision)
@@ -217,6 +229,14 @@ def is_answer(value) -> bool:
     return math.isfinite(value)
 
 
+def get_dataset_commit(dataset) -> str | None:
+    """Return the commit that a hub data set was loaded from; None for a file or folder."""
+    for url in dataset.info.download_checksums or {}:
+        if "@" in url and url.startswith("hf://"):
+            return url.split("@")[1].split("/")[0]
+    return None
+
+
 def escape_glob(path: str) -> str:
     """Return a path that datasets takes literally: it would read x[1].jsonl as a pattern."""
     import glob
@@ -228,6 +248,8 @@ def hold_out(dataset, fraction: float, seed: int):
     """Return (train, held_out): `fraction` of the rows held out, and no question in both."""
     if len(dataset) < 2:
         fail("--eval-fraction needs at least two rows")
+    if fraction * len(dataset) < 1:
+        fail(f"--eval-fraction {fraction} of {len(dataset)} rows is less than one row")
     parts = dataset.train_test_split(test_size=fraction, seed=seed)
     questions = {prompt[-1]["content"] for prompt in parts["test"]["prompt"]}
     train = parts["train"].filter(lambda row: row["prompt"][-1]["content"] not in questions)
@@ -303,7 +325,6 @@ def add_data_arguments(parser):
 
 def make_parser(docstring: str) -> argparse.ArgumentParser:
     """Return a script's parser: its docstring as help, one line for an error, no abbreviations."""
-    sys.excepthook = explain_full_disk
 
     class Formatter(argparse.RawDescriptionHelpFormatter, argparse.ArgumentDefaultsHelpFormatter):
         """The docstring as it is; defaults behind the help, where there is one to tell."""
@@ -352,6 +373,29 @@ def hub_name_or_folder(value: str) -> str:
     return value
 
 
+def check_reasoning_tokens(args):
+    """End with one line where both tags of the thought are the same."""
+    if args.reasoning_tokens and args.reasoning_tokens[0] == args.reasoning_tokens[1]:
+        fail("--reasoning-tokens: START and END must differ")
+
+
+@contextlib.contextmanager
+def say_what_is_tried(name: str, seconds: float = 10):
+    """Say what to set, if the hub has not answered after some seconds: it is tried for minutes."""
+    hub = os.environ.get("HF_ENDPOINT", "https://huggingface.co")
+    message = (
+        f"still asking {hub} for {name}; if it cannot be reached: HF_ENDPOINT=https://hf-mirror.com"
+        ", or HF_HUB_OFFLINE=1 for what has been downloaded, or name a local folder"
+    )
+    timer = threading.Timer(seconds, print, [message], {"file": sys.stderr, "flush": True})
+    timer.daemon = True
+    timer.start()
+    try:
+        yield
+    finally:
+        timer.cancel()
+
+
 def fail(message: str, status: int = 2):
     """End with one line that says what to do; status 2: the user's mistake, 1: the run's."""
     print(f"error: {message}", file=sys.stderr, flush=True)
@@ -363,14 +407,22 @@ def one_line(error: BaseException) -> str:
     return " ".join(str(error).split()) or repr(error)
 
 
-def explain_full_disk(kind, error, trace):
-    """Python's last word on an exception: one line where a file could not be written."""
+def explain_full_disk(folder: str, kind, error, trace):
+    """Python's last word on an exception: one line where `folder` could not be written.
+
+    A script makes it its sys.excepthook, by functools.partial with its output folder. torch only
+    says "unexpected pos" on a full disk: then the space that is left tells.
+    """
+    while not os.path.isdir(folder):
+        folder = os.path.dirname(os.path.abspath(folder))
+    free = shutil.disk_usage(folder).free / 1e6
+    text = one_line(error).lower()
     words = ("no space left", "disk quota", "read-only file system", "permission denied")
-    # tokenizers raises a plain Exception, safetensors its own
-    if any(word in str(error).lower() for word in words):
-        print(f"error: cannot write: {one_line(error)}", file=sys.stderr, flush=True)
-        return
-    sys.__excepthook__(kind, error, trace)
+    if any(word in text for word in words) or ("unexpected pos" in text and free < 100):
+        message = f"error: cannot write to {folder} ({free:.0f} MB are free): {one_line(error)}"
+        print(message, file=sys.stderr, flush=True)
+    else:
+        sys.__excepthook__(kind, error, trace)
 
 
 @contextlib.contextmanager
@@ -432,7 +484,9 @@ def main(args):
 def parse_arguments():
     parser = make_parser(__doc__)
     add_data_arguments(parser)
-    return parser.parse_args()
+    args = parser.parse_args()
+    check_reasoning_tokens(args)
+    return args
 
 
 if __name__ == "__main__":

@@ -15,10 +15,12 @@ OUTPUT_DIR/run.json says that train.py used.
 
 import argparse
 import contextlib
+import functools
 import importlib.util
 import json
 import math
 import os
+import sys
 import time
 
 import data
@@ -1146,6 +1148,7 @@ def parse_arguments():
             args.name = "eval-alone"
     if args.report_to == "swanlab" and not importlib.util.find_spec("swanlab"):
         fail("--report-to swanlab: no such package; pip install swanlab")
+    sys.excepthook = functools.partial(data.explain_full_disk, args.output_dir)
     return args
 
 

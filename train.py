@@ -17,6 +17,7 @@ import functools
 import glob
 import hashlib
 import importlib.util
+import inspect
 import itertools
 import json
 import math
@@ -27,6 +28,7 @@ import subprocess
 import sys
 import tempfile
 import time
+import uuid
 
 import data
 from data import fail, number, one_line, whole_file
@@ -133,7 +135,7 @@ def main(args):
     trainer = GRPOTrainer(
         model=model,
         processing_class=tokenizer,
-        reward_funcs=check_scores(reward_funcs),
+        reward_funcs=[check_values(function) for function in reward_funcs],
         args=training_args,
         train_dataset=dataset,
         eval_dataset=held_out,
@@ -146,6 +148,7 @@ def main(args):
         if args.engine == "trl":
             send_adapters_to_vllm(trainer)
         check_rollouts_follow_adapter(trainer, data.encode_prompt(tokenizer, dataset[0]["prompt"]))
+    args.dataset_commit = data.get_dataset_commit(dataset)
     write_run(args, state="running", effective=effective, held_out=get_questions(held_out))
     start_swanlab(args)
 
@@ -245,8 +248,7 @@ def check_arguments(args, parser):
             f"--report-to {args.report_to}: no such package; activate run.sh's environment, "
             f"or pip install {args.report_to}"
         )
-    if args.reasoning_tokens and args.reasoning_tokens[0] == args.reasoning_tokens[1]:
-        parser.error("--reasoning-tokens: START and END must differ")
+    data.check_reasoning_tokens(args)
 
 
 def check_hardware(args):
@@ -278,9 +280,10 @@ def check_model(args):
     from transformers import AutoConfig, AutoModelForCausalLM
 
     try:
-        config = AutoConfig.from_pretrained(
-            args.model, revision=args.revision, trust_remote_code=False
-        )
+        with data.say_what_is_tried(args.model):
+            config = AutoConfig.from_pretrained(
+                args.model, revision=args.revision, trust_remote_code=False
+            )
         with torch.device("meta"):
             model = AutoModelForCausalLM.from_config(config)
     except (ValueError, OSError, TypeError, AttributeError, KeyError) as error:  # transformers'
@@ -314,29 +317,6 @@ def check_weights(folder, model):
     missing = sorted(needed - names)
     if not names or (missing and not hasattr(model.config, "quantization_config")):
         fail(f"cannot load {folder}: its .safetensors lack {', '.join(missing[:3]) or 'weights'}")
-
-
-def check_scores(reward_funcs):
-    """Return the reward functions, each stopping the run where it returns too few or many scores.
-
-    TRL would take a list of one score as the score of every completion.
-    """
-
-    def check(function):
-        @functools.wraps(function)
-        def checked(*args, completions, **kwargs):
-            scores = function(*args, completions=completions, **kwargs)
-            if len(scores) != len(completions):
-                fail(
-                    f"{function.__name__} returned {len(scores)} scores for {len(completions)} "
-                    "completions",
-                    status=1,
-                )
-            return scores
-
-        return checked
-
-    return [check(function) for function in reward_funcs]
 
 
 def check_sizes(args, tokenizer, dataset, held_out, max_prompt_length):
@@ -450,6 +430,15 @@ def fingerprint(model: str, revision: str | None = None) -> str:
             file.seek(-min(2**20, os.path.getsize(path)), os.SEEK_END)
             digest.update(file.read())
     return digest.hexdigest()
+
+
+def get_revision(model: str, revision: str | None = None) -> str | None:
+    """Return the commit that a hub model was loaded from; None for a folder."""
+    from transformers.utils import cached_file
+
+    if os.path.isdir(model):
+        return None
+    return os.path.basename(os.path.dirname(cached_file(model, "config.json", revision=revision)))
 
 
 # --------------------------------------------------------------------------------------------------
@@ -623,18 +612,17 @@ def begin_run(args):
     check_hardware(args)
     check_rewards(args)
     check_model(args)
-    run = {}
     args.checkpoint = None
-    if args.resume:
-        run = read_run(args.output_dir)
+    run = read_run(args.output_dir) if args.resume else {}
+    args.swanlab_id = run.get("arguments", {}).get("swanlab_id") or uuid.uuid4().hex
+    if run:
         args.checkpoint = find_checkpoint(args.output_dir)
         if run.get("state") == "finished" and not adds_steps(args, run):
             print(f"{args.output_dir}: this run is finished, nothing to do")
             raise SystemExit(0)
     if is_main_process():
-        if not args.resume or not run:  # checkpoints without run.json are nobody's
+        if not run:  # checkpoints without run.json are nobody's
             move_aside(args.output_dir)
-            args.checkpoint = None
         elif args.checkpoint:
             print(f"resuming {args.output_dir} from {args.checkpoint}")
         else:
@@ -704,7 +692,7 @@ def mark_complete(path):
 
 
 def write_run(args, state, **entries):
-    """Write run.json: arguments, versions and what else is known; `state`: running or finished."""
+    """Write run.json; `state`: running, finished, or stuck where nothing could be learned."""
     if not is_main_process():
         return
     import torch
@@ -719,6 +707,7 @@ def write_run(args, state, **entries):
         "state": state,
         "arguments": arguments,
         "base_fingerprint": fingerprint(args.model, args.revision),
+        "revision": get_revision(args.model, args.revision),
         "versions": data.get_versions(),
         "commit": git.stdout.strip(),
         "hardware": torch.cuda.get_device_name() if gpu else f"CPU, {os.cpu_count()} cores",
@@ -972,6 +961,28 @@ def write_metrics(folder, log_history):
                 file.write(json.dumps(row) + "\n")
 
 
+def check_values(function):
+    """Return a reward function whose values are counted: TRL gives a single one to all."""
+    if inspect.iscoroutinefunction(function):  # TRL awaits these itself
+        return function
+
+    @functools.wraps(function)
+    def checked(completions, **kwargs):
+        values = function(completions=completions, **kwargs)
+        if len(values) != len(completions):
+            fail(
+                f"{function.__name__} returned {len(values)} values for {len(completions)} "
+                "completions",
+                status=1,
+            )
+        for value in values:
+            if value is not None and not math.isfinite(value):
+                fail(f"{function.__name__} returned {value}", status=1)
+        return values
+
+    return checked
+
+
 def check_finite(logs, step):
     """End where loss, gradient or reward is not finite: nothing could be learned from there on."""
     for key in ("loss", "grad_norm", "reward"):
@@ -1041,7 +1052,10 @@ def start_swanlab(args):
         return
     import swanlab
 
+    run_id = getattr(args, "swanlab_id", None) if args.swanlab_mode == "cloud" else None
     swanlab.init(
+        id=run_id,  # a resumed run goes on in its curves; SwanLab has this in the cloud only
+        resume="allow" if run_id else None,
         project="grpo-indonesian",
         mode=args.swanlab_mode,
         log_dir=os.path.join(args.output_dir, "swanlog"),
@@ -1263,6 +1277,7 @@ def parse_arguments():
     if args.resume:
         args = resume_arguments(parser, args)
     check_arguments(args, parser)
+    sys.excepthook = functools.partial(data.explain_full_disk, args.output_dir)
     return args
 
 

@@ -200,6 +200,19 @@ def test_a_measured_number_is_in_the_gpu_log(name, number, row):
 
 
 @pytest.mark.parametrize("name", READMES)
+@pytest.mark.parametrize(
+    "row", [r"base, boxed prompt", r"`improved`, lr 2e-5", r"`improved`, lr 1e-4"]
+)
+def test_the_first_table_is_the_gpu_log_rounded(name, row):
+    logged = re.search(rf"^\| {row}[^|]*\|(.*)", read("tests/gpu/RESULTS.md"), re.MULTILINE)[1]
+    rates = [f"{float(rate):.0f} %" for rate in re.findall(r"([\d.]+) %", logged)[:3]]
+    table = read(name).replace("*", "").splitlines()
+    assert [
+        line for line in table if line.startswith("| ") and line.endswith(" | ".join(rates) + " |")
+    ]
+
+
+@pytest.mark.parametrize("name", READMES)
 def test_extrapolations_follow_from_what_was_measured(name):
     assert f"{8 * 1790:,}" in read(name)
     assert f"{8 * 3603:,}" in read(name)

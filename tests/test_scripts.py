@@ -24,6 +24,7 @@ TOP = {
     "LICENSE",
     "README.md",
     "README.zh.md",
+    "README.zh.md",
     "data.py",
     "evaluate.py",
     "export.py",
