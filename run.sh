@@ -3,7 +3,7 @@
 #
 #   bash run.sh             tutorial where there is an NVIDIA GPU, else demo
 #   bash run.sh tutorial    the tutorial, value for value: 100 steps of 4 completions, 4-bit
-#                             27 minutes on an H100, about 75 on an A100; 57 GiB; outputs/
+#                             27 minutes on an H100, about 73 on an A100; 57 GiB; outputs/
 #   bash run.sh fast        the tutorial's rewards and lengths at a high throughput, 16-bit
 #                             100 steps of 128: about 1 hour on an H100; 69 GiB; outputs-fast/
 #   bash run.sh improved    better rewards, room to finish, held-out problems, 16-bit
