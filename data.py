@@ -11,6 +11,7 @@ these column pairs:
 
 import argparse
 import contextlib
+import glob
 import importlib.metadata
 import math
 import os
@@ -185,7 +186,8 @@ def read_dataset(path: str, config: str = "en", split: str = "train", revision: 
         if kind and os.path.exists(path) and not os.path.getsize(path):
             fail(f"data set {path} is empty")
         if kind:
-            dataset = load_dataset(kind, data_files=escape_glob(path), split="train")
+            literal = glob.escape(path)  # datasets would read x[1].jsonl as a pattern
+            dataset = load_dataset(kind, data_files=literal, split="train")
         elif os.path.isdir(path):  # a downloaded hub data set: a sub-folder for each configuration
             folder = os.path.join(path, config)
             dataset = load_dataset(folder if os.path.isdir(folder) else path, split=split)
@@ -235,13 +237,6 @@ def get_dataset_commit(dataset) -> str | None:
         if "@" in url and url.startswith("hf://"):
             return url.split("@")[1].split("/")[0]
     return None
-
-
-def escape_glob(path: str) -> str:
-    """Return a path that datasets takes literally: it would read x[1].jsonl as a pattern."""
-    import glob
-
-    return glob.escape(path)
 
 
 def hold_out(dataset, fraction: float, seed: int):
