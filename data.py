@@ -41,6 +41,7 @@ LANGUAGES = {
 }
 
 # zh is the tutorial's text, en what its published run used; boxed also states the answer's format.
+# "native", below, says it in the target language itself.
 SYSTEM_PROMPTS = {
     "zh": """你接到一个问题。
 请思考这个问题并提供你的解题过程。
@@ -51,6 +52,11 @@ You must think in {en}.""",
     "boxed": """You are given a problem.
 Think about it between {start} and {end}. You must think in {en}.
 After {end}, give the final answer as \\boxed{number}.""",
+}
+NATIVE_PROMPTS = {
+    "id": """Anda diberi sebuah soal. Pikirkan langkah demi langkah dalam bahasa Indonesia di antara \
+{start} dan {end}, dan periksa setiap hitungan.
+Setelah {end}, tuliskan jawaban akhir sebagai \\boxed{angka}.""",
 }
 
 
@@ -81,6 +87,10 @@ def make_system_prompt(name: str, target_lang: str, reasoning_tokens) -> str | N
     zh, en = LANGUAGES[target_lang]
     start, end = reasoning_tokens
     text = SYSTEM_PROMPTS.get(name, name)
+    if name == "native" and target_lang not in NATIVE_PROMPTS:
+        fail(f"no system prompt in {en} itself: write one into data.py, or take boxed")
+    if name == "native":
+        text = NATIVE_PROMPTS[target_lang]
     for field, value in (("{zh}", zh), ("{en}", en), ("{start}", start), ("{end}", end)):
         text = text.replace(field, value)
     return text

@@ -1,0 +1,166 @@
+"""Time the trainer's half of a GRPO step alone: forward, recomputation, backward, optimizer.
+
+    python tests/gpu/time_update.py MODEL [VARIANT ...]
+
+The completions are random tokens, so there is no vLLM and no sampling; the rest is TRL's own
+trainer on the model as train.py loads it. One line a variant: seconds and tokens/s of a step of
+--completions, and peak memory; --profile also prints where the GPU's time goes. Variants:
+    plain        micro-batch 8, gradient checkpointing, PEFT casts the LoRA's input to its dtype
+    nocast       without that cast: under autocast the product is the same
+    N            nocast with micro-batch N; behind it, each with a dash, any of
+      keep         activations are kept: no checkpointing
+      chunked      TRL's log-probabilities without whole logits (use_liger_kernel, less the package)
+      compile      torch_compile
+"""
+
+import argparse
+import contextlib
+import os
+import sys
+import tempfile
+import time
+
+sys.path.insert(0, os.path.dirname(os.path.dirname(os.path.dirname(os.path.abspath(__file__)))))
+import train
+
+VARIANTS = ["plain", "nocast", "16", "8-chunked", "16-chunked", "4-keep-chunked", "8-compile"]
+
+
+def main(args):
+    import torch
+    from peft import get_peft_model
+
+    model, tokenizer, peft_config = train.load_with_trl(
+        argparse.Namespace(
+            model=args.model,
+            revision=None,
+            seed=3407,
+            lora_rank=32,
+            lora_alpha=64,
+            target_modules=train.LORA_TARGETS,
+        )
+    )
+    model = get_peft_model(model, peft_config)
+    for p in model.parameters():  # as the trainer has them
+        if p.requires_grad:
+            p.data = p.data.float()
+    model.config.use_cache = False
+    for variant in args.variants:
+        try:
+            time_variant(args, model, tokenizer, variant)
+        except (torch.OutOfMemoryError, RuntimeError) as error:
+            print(f"{variant}: {str(error).splitlines()[0]}", flush=True)
+
+
+def time_variant(args, model, tokenizer, variant):
+    """Train three steps of fixed random completions and print the median of the last two."""
+    import torch
+    from datasets import Dataset
+    from peft.helpers import disable_input_dtype_casting
+    from trl import GRPOConfig, GRPOTrainer
+    from trl.models.utils import _ForwardRedirection
+
+    size, *ways = variant.split("-")
+    size = int(size) if size.isdigit() else 8
+    gpu = torch.cuda.is_available()
+    model.gradient_checkpointing_disable()
+    trainer = GRPOTrainer(
+        model=model,
+        processing_class=tokenizer,
+        reward_funcs=lambda completions, **kwargs: [0.0 for _ in completions],
+        args=GRPOConfig(
+            output_dir=tempfile.mkdtemp(),
+            per_device_train_batch_size=size,
+            gradient_accumulation_steps=args.completions // size,
+            num_generations=2,
+            max_steps=3,
+            beta=0.0,
+            bf16=gpu,
+            gradient_checkpointing="keep" not in ways,
+            torch_compile="compile" in ways,
+            report_to="none",
+            save_strategy="no",
+            disable_tqdm=True,
+            logging_steps=1000,
+        ),
+        train_dataset=Dataset.from_list([{"prompt": "a"}] * args.completions),
+    )
+    if "chunked" in ways:
+        trainer.use_liger_kernel = True
+        trainer._forward_redirection = _ForwardRedirection()
+    generator = torch.Generator().manual_seed(0)
+    prompt = torch.randint(10, model.config.vocab_size, (size, args.prompt_tokens), generator=generator)
+    completion = torch.randint(10, model.config.vocab_size, (size, args.tokens), generator=generator)
+    prompt_mask = torch.ones_like(prompt)
+    prompt_mask[: size // 2, :10] = 0  # prompts differ in length
+    batch = {
+        "prompt_ids": prompt,
+        "prompt_mask": prompt_mask,
+        "completion_ids": completion,
+        "completion_mask": torch.ones_like(completion),
+        "advantages": torch.randn(size, generator=generator),
+        "num_items_in_batch": torch.tensor(args.completions * args.tokens),
+    }
+    batch = {key: value.to(trainer.args.device) for key, value in batch.items()}
+    trainer._prepare_inputs = lambda inputs: batch
+    ends = []
+    training_step = trainer.training_step
+
+    def timed(*arguments, **options):
+        loss = training_step(*arguments, **options)
+        if gpu:
+            torch.cuda.synchronize()
+        ends.append(time.time())
+        return loss
+
+    trainer.training_step = timed
+    if gpu:
+        torch.cuda.reset_peak_memory_stats()
+    start = time.time()
+    with disable_input_dtype_casting(model, active=variant != "plain"):
+        with profile(args.profile and variant == args.variants[-1]):
+            trainer.train()
+    micro = args.completions // size
+    seconds = (ends[-1] - ends[micro - 1]) / 2
+    tokens = args.completions * args.tokens
+    peak = torch.cuda.max_memory_reserved() / 2**30 if gpu else 0
+    print(
+        f"{variant}: {seconds:.2f} s for {args.completions} completions, "
+        f"{tokens / seconds:.0f} tokens/s, first step {ends[micro - 1] - start:.1f} s, "
+        f"peak {peak:.1f} GiB",
+        flush=True,
+    )
+    del trainer
+    if gpu:
+        torch.cuda.empty_cache()
+
+
+@contextlib.contextmanager
+def profile(active):
+    """Print the kernels that take the most GPU time."""
+    from torch.profiler import ProfilerActivity
+
+    if not active:
+        yield
+        return
+    import torch
+
+    with torch.profiler.profile(activities=[ProfilerActivity.CPU, ProfilerActivity.CUDA]) as prof:
+        yield
+    table = prof.key_averages().table(
+        sort_by="self_cuda_time_total", row_limit=45, max_name_column_width=70
+    )
+    print(table, flush=True)
+
+
+if __name__ == "__main__":
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("model", help="local folder")
+    parser.add_argument("variants", nargs="*", default=VARIANTS)
+    parser.add_argument("--completions", type=int, default=128, help="completions of a step")
+    parser.add_argument("--tokens", type=int, default=907, help="tokens of each completion")
+    parser.add_argument("--prompt-tokens", type=int, default=117)
+    parser.add_argument("--profile", action="store_true", help="profile the last variant")
+    main(parser.parse_args())
