@@ -4,28 +4,54 @@
 # PEERS (a variable) is a folder with tutorial_baseline.py (the tutorial as one script) and trl_baseline.py; SMOLLM2 is the folder
 # of make_smollm2.py. Each run has OUT/NAME.log, every line stamped with its seconds. Shares of GPU memory are those of an 80 GB
 # card: u turns them into shares of the card that is there. Two names take two GPUs: start it twice with CUDA_VISIBLE_DEVICES.
+# ddpN is fast-ddpN and improved-ddpN: N processes on N GPUs (1, 2, 4, 8) with as many completions a step as on one. Two more variables:
+# SCRIPT=tests/gpu/profile_step.py prints where a step's time goes; FLAGS are added to every train.py. Rehearsed on a CPU with
+#   PATH=$PWD/.venv-cpu/bin:$PATH ACCELERATE_USE_CPU=true FLAGS="--max-seq-length 144 --max-steps 2" bash tests/gpu/measure.sh \
+#     demo/model demo/train.jsonl /tmp/out ddp1 ddp2 ddp4
 set -uo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/../.."
 model=$1 data=$2 out=$3; shift 3
 mkdir -p "$out/cwd"
-total=$(nvidia-smi --query-gpu=memory.total --format=csv,noheader,nounits | head -n 1)
+total=$(nvidia-smi --query-gpu=memory.total --format=csv,noheader,nounits 2> /dev/null | head -n 1)
+total=${total:-81510}  # no GPU: a rehearsal
 u() { python3 -c "print(round($1 * 79.6 * 1024 / $total, 4))"; }
 cold() { for name in VLLM_CACHE_ROOT TORCHINDUCTOR_CACHE_DIR TRITON_CACHE_DIR; do export $name="/tmp/caches/$1/$name"; done; }
 step() {  # step NAME LIMIT_SECONDS COMMAND...
     local name=$1 limit=$2 start=$SECONDS; shift 2
-    timeout -k 5 "$limit" "$@" 2>&1 | python3 -uc "import sys, time; s = time.time(); [print(f'{time.time() - s:6.1f}', line, end='') for line in sys.stdin]" > "$out/$name.log"
+    timeout -k "${grace:-5}" "$limit" "$@" 2>&1 | python3 -uc "import sys, time; s = time.time(); [print(f'{time.time() - s:6.1f}', line, end='') for line in sys.stdin]" > "$out/$name.log"
     echo "[$SECONDS s] $name: exit ${PIPESTATUS[0]}, $((SECONDS - start)) s"
 }
-train() {  # train NAME LIMIT_SECONDS FLAGS...; card: a smaller card's GiB
-    local name=$1 limit=$2; shift 2
-    step "$name" "$limit" python3 ${card:+tests/gpu/as_card.py $card} train.py --model "$model" --dataset "$data" --system-prompt en --report-to none \
-        --save-steps 100000 --output-dir "$out/$name" "$@"
+train() {  # train NAME LIMIT_SECONDS FLAGS...; card: a smaller card's GiB; gpus: processes
+    local name=$1 limit=$2 launch=() grace=5; shift 2
+    if [ "${gpus:-1}" != 1 ]; then  # torchrun needs up to 30 s to end its processes, which outlive it if it is killed first
+        launch=(-m torch.distributed.run --standalone --nproc-per-node "$gpus") grace=45
+    fi
+    step "$name" "$limit" python3 "${launch[@]}" ${card:+tests/gpu/as_card.py $card} "${SCRIPT:-train.py}" --model "$model" --dataset "$data" \
+        --system-prompt en --report-to none --save-steps 100000 --output-dir "$out/$name" "$@" ${FLAGS:-}
+}
+fast() {  # fast NAME: 128 completions a step on any number of gpus
+    train "$1" 400 "${trl[@]}" --max-steps 4 --gpu-memory-utilization "$(u 0.45)" --per-device-train-batch-size 8 \
+        --gradient-accumulation-steps $((16 / ${gpus:-1}))
+}
+improved() {  # improved NAME: 64 completions a step
+    train "$1" 360 --engine trl --system-prompt boxed --rewards improved --max-seq-length 4096 --mask-truncated-completions --num-generations 8 \
+        --per-device-train-batch-size 2 --gradient-accumulation-steps $((32 / ${gpus:-1})) --loss-type dapo --beta 0 --learning-rate 2e-5 --min-p 0 \
+        --max-steps 2 --gpu-memory-utilization "$(u 0.45)"
+}
+ddp() {  # ddp RECIPE GPUS; one GPU is the first, without torchrun
+    local gpus=$2 visible=${CUDA_VISIBLE_DEVICES:-0}
+    if [ "$gpus" = 1 ]; then
+        CUDA_VISIBLE_DEVICES=${visible%%,*} "$1" "$1-ddp1"
+    else
+        "$1" "$1-ddp$gpus"
+    fi
 }
 trl=(--engine trl --num-generations 16 --beta 0)
 
 for measurement in "$@"; do
     case $measurement in  # empty compilation caches, but for those whose start is not measured
         [24]*bit-* | improved | serve | smoke) cold "rest-${CUDA_VISIBLE_DEVICES:-0}" ;;
+        *ddp*) cold ddp ;;
         peer-tutorial) cold tutorial ;;  # run it after tutorial: only ours starts cold
         *) cold "$measurement" ;;
     esac
@@ -38,11 +64,9 @@ for measurement in "$@"; do
         trl16)  # cold, then warm
             train trl16-cold 260 "${trl[@]}" --max-steps 4 --gpu-memory-utilization "$(u 0.35)"
             train trl16-warm 160 "${trl[@]}" --max-steps 2 --gpu-memory-utilization "$(u 0.35)" ;;
-        fast) train fast 400 "${trl[@]}" --max-steps 4 --gpu-memory-utilization "$(u 0.45)" --per-device-train-batch-size 8 --gradient-accumulation-steps 16 ;;
-        improved)
-            train improved 360 --engine trl --system-prompt boxed --rewards improved --max-seq-length 4096 --mask-truncated-completions --num-generations 8 \
-                --per-device-train-batch-size 2 --gradient-accumulation-steps 32 --loss-type dapo --beta 0 --learning-rate 2e-5 --min-p 0 \
-                --max-steps 2 --gpu-memory-utilization "$(u 0.45)" ;;
+        fast | improved) "$measurement" "$measurement" ;;
+        ddp[1248]) ddp fast "${measurement#ddp}"; ddp improved "${measurement#ddp}" ;;
+        fast-ddp[1248] | improved-ddp[1248]) ddp "${measurement%-ddp*}" "${measurement#*-ddp}" ;;
         adapter) step adapter 150 python3 tests/gpu/make_adapter.py "$model" "$out/x8" ;;
         evaluate)  # 4-bit with vLLM as in run.sh tutorial, then the tutorial's loop against one batch; needs adapter
             step evaluate 400 python3 tests/gpu/eval_speed.py --model "$model" --dataset "$data" --adapter "$out/x8/grpo_lora" --max-tokens "${EVAL_TOKENS:-512}" \

@@ -20,10 +20,11 @@ seconds = collections.Counter()
 def finish(self, *exception):
     import torch
 
-    torch.cuda.synchronize()
+    if torch.cuda.is_available():
+        torch.cuda.synchronize()
     name = self.name.split(".")[-1]
     seconds[name] += time.perf_counter() - self._start_time
-    if name == "generate":  # once a step
+    if name == "generate" and os.environ.get("RANK", "0") == "0":  # once a step
         rounded = {name: round(value, 2) for name, value in seconds.items()}
         print("PROFILE, seconds since the start:", rounded, flush=True)
 
