@@ -5,6 +5,7 @@ bash tests/run.sh -k readme
 
 import re
 from collections import Counter
+from types import SimpleNamespace
 
 import pytest
 from conftest import ROOT, run_script
@@ -14,8 +15,9 @@ import rewards
 READMES = ["README.md", "README.zh.md"]
 SCRIPTS = ["train.py", "evaluate.py", "export.py", "data.py"]
 FLAG = r"(?<![\w-])--[a-z][a-z0-9-]*"
-# Flags of other programs: accelerate's have underscores, and renew.sh is a shell script
-OTHER_FLAGS = {"--num", "--machine", "--main", "--local", "--keep"}
+# Flags of other programs: torchrun, modelscope (with an underscore), renew.sh
+OTHER_FLAGS = {"--nnodes", "--nproc-per-node", "--rdzv-backend", "--rdzv-endpoint"}
+OTHER_FLAGS |= {"--local", "--keep"}
 
 
 def read(name):
@@ -65,7 +67,7 @@ def test_every_flag_is_one_of_a_script(name, known_flags):
 @pytest.mark.parametrize("script", ["data.py", "evaluate.py", "export.py", "train.py"])
 def test_a_command_has_only_flags_of_its_script(name, script, known_flags):
     text = re.sub(r"\\\n\s*", " ", read(name))
-    calls = re.findall(rf"(?:python|--num_processes 16) {script} ([^`#\n]*)", text)
+    calls = re.findall(rf"(?:python|29500) +{script} ([^`#\n]*)", text)
     assert calls
     for call in calls:
         assert set(get_flags(call)) <= known_flags[script]
@@ -232,10 +234,29 @@ def test_weights_are_those_of_rewards(name):
 
 
 # --------------------------------------------------------------------------------------------------
-# The wrapper for verl
+# The wrappers for verl and ms-swift
 
 
-@pytest.mark.parametrize("name", READMES)
+class ORM:
+    """ms-swift's base class as its swift/rewards/orm.py declares it (main, commit 0431a5d)."""
+
+    def __init__(self, args=None, **kwargs):
+        self.args = args
+
+    def __call__(self, **kwargs):
+        raise NotImplementedError
+
+
+def run_wrappers():
+    """Run the code shown as a file of the user's, and return its names."""
+    code = re.search(r"```python\n(.*?)```", read("tests/ENGINES.md"), re.DOTALL)[1]
+    scope = {"rewards": rewards, "swift": SimpleNamespace(rewards=SimpleNamespace())}
+    scope["swift"].rewards.ORM = ORM
+    scope["swift"].rewards.orms = {}
+    exec(code, scope)
+    return scope
+
+
 @pytest.mark.parametrize(
     "text, score",
     [
@@ -245,10 +266,17 @@ def test_weights_are_those_of_rewards(name):
         ("<think>a b</think>\\boxed{41}", 0.5),
     ],
 )
-def test_the_wrapper_for_verl_scores(name, text, score):
-    code = re.search(r"```python\n(.*?)```", read(name), re.DOTALL)[1]
-    scope = {"rewards": rewards}
-    exec(code, scope)
+def test_the_wrapper_for_verl_scores(text, score):
+    scope = run_wrappers()
     rewards.configure(("<think>", "</think>"), "id")
     assert scope["compute_score"]("gsm8k", text, "42", {"question": "6 * 7?"}) == score
     assert scope["compute_score"](data_source="x", solution_str=text, ground_truth="42") == score
+
+
+def test_the_wrapper_for_ms_swift_scores():
+    """As ms-swift calls it: texts, then each column of the data as a list, and its own columns."""
+    reward = run_wrappers()["swift"].rewards.orms["improved"](args=None)
+    rewards.configure(("<think>", "</think>"), "id")
+    texts = ["", "<think>a b</think>\\boxed{42}", "<think>a b</think>\\boxed{41}"]
+    columns = {"messages": [[]] * 3, "solution": ["42", 42, "42"], "trainer_state": None}
+    assert reward(texts, **columns) == [0.0, 2.5, 0.5]
