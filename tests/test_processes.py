@@ -38,10 +38,10 @@ def read_rewards(output):
     return [row["reward"] for row in rows if "reward" in row]
 
 
-def start_agent(endpoint, *arguments):
+def start_agent(node, endpoint, *arguments):
     """One machine's command of README: an agent with two processes."""
-    launch = [*LAUNCH, "--nnodes", 2, "--nproc-per-node", 2]
-    launch += ["--rdzv-backend", "c10d", "--rdzv-endpoint", endpoint]
+    launch = [*LAUNCH, "--nnodes", 2, "--nproc-per-node", 2, "--node-rank", node]
+    launch += ["--rdzv-backend", "c10d", "--rdzv-endpoint", endpoint, "--rdzv-id", "grpo"]
     return subprocess.Popen(
         [sys.executable, *map(str, [*launch, *arguments])],
         cwd=ROOT,
@@ -59,7 +59,7 @@ def test_two_agents_of_two_processes_train_the_adapter_of_one_agent_of_four(tiny
     alone = train_arguments(tiny, one, **changes)
     shared = train_arguments(tiny, four, **changes)
     endpoint = f"127.0.0.1:{get_free_port()}"
-    agents = [start_agent(endpoint, "tests/fixed_rollouts.py", *shared) for _ in range(2)]
+    agents = [start_agent(node, endpoint, "tests/fixed_rollouts.py", *shared) for node in (0, 1)]
     try:
         outputs = [agent.communicate(timeout=120)[0] for agent in agents]
     finally:
