@@ -153,6 +153,14 @@ def choose_generator(args):
     return generate_transformers
 
 
+# --compilation: vLLM's start against its speed; "mode": 0 is without torch.compile
+COMPILATION = {
+    "full": {},
+    "graphs": {"mode": 0, "cudagraph_mode": "FULL_DECODE_ONLY"},
+    "none": {"mode": 0, "cudagraph_mode": "NONE"},
+}
+
+
 def generate_vllm(args, tokenizer, adapters: dict, requests: list) -> tuple[list, float]:
     """Answer all requests in one batch with vLLM; needs a GPU.
 
@@ -164,6 +172,8 @@ def generate_vllm(args, tokenizer, adapters: dict, requests: list) -> tuple[list
 
     prompts = encode_requests(tokenizer, requests)
     longest = max(len(prompt["prompt_token_ids"]) for prompt in prompts)
+    # CUDA graphs come in steps of 8 sequences: none larger than needed, and one for all together
+    sequences = min(8 * math.ceil(len(requests) / 8), 256)
     llm = LLM(
         model=args.model,
         revision=args.revision,
@@ -175,10 +185,12 @@ def generate_vllm(args, tokenizer, adapters: dict, requests: list) -> tuple[list
         max_lora_rank=get_lora_rank(adapters),
         max_model_len=max(longest + args.max_tokens, 2048),
         max_num_batched_tokens=4096,  # as in train.py
-        max_num_seqs=min(len(requests), 256),  # few sequences: few CUDA graphs, a faster start
+        max_num_seqs=sequences,
         gpu_memory_utilization=args.gpu_memory_utilization,
         enable_prefix_caching=True,
-        enforce_eager=args.enforce_eager,
+        compilation_config=COMPILATION[args.compilation]
+        | {"max_cudagraph_capture_size": sequences},
+        enable_flashinfer_autotune=False,  # no kernel of a 16-bit or nf4 model is tuned
         seed=args.seed,
     )
     loaded = time.time()
@@ -1123,9 +1135,10 @@ def parse_arguments():
         help="vLLM's share of GPU memory",
     )
     group.add_argument(
-        "--enforce-eager",
-        action="store_true",
-        help="vLLM without compilation and CUDA graphs: starts sooner, generates slower",
+        "--compilation",
+        choices=COMPILATION,
+        default="full",
+        help="how vLLM prepares; graphs: only CUDA graphs; none: soonest start, slowest texts",
     )
     data.add_data_arguments(parser)
     group = parser.add_argument_group("tracking")

@@ -651,7 +651,7 @@ def make_arguments(world, **changes):
         "top_k": 50,
         "seed": 7,
         "gpu_memory_utilization": 0.5,
-        "enforce_eager": False,
+        "compilation": "full",
     }
     return argparse.Namespace(**(values | changes))
 
@@ -813,7 +813,7 @@ def test_vllm_gets_each_request_with_its_adapter_and_seed(world, monkeypatch):
         evaluate.make_request("last", long_text, 4),
         evaluate.make_request("checkpoint-2", "c", 5),
     ]
-    args = make_arguments(world, max_tokens=MAX_TOKENS, load_in_4bit=True, enforce_eager=True)
+    args = make_arguments(world, max_tokens=MAX_TOKENS, load_in_4bit=True, compilation="none")
     completions, _ = evaluate.generate_vllm(args, tokenizer, adapters, requests)
     assert [request and request[0] for request in calls["lora"]] == [None, "last", "checkpoint-2"]
     assert calls["lora"][1][2] == str(outputs / "grpo_lora")
@@ -821,9 +821,10 @@ def test_vllm_gets_each_request_with_its_adapter_and_seed(world, monkeypatch):
     assert [sampling.seed for sampling in calls["sampling"]] == [3, 4, 5]
     assert calls["sampling"][0].stop_token_ids == [257, 258]
     assert calls["sampling"][0].temperature == 0 and calls["sampling"][0].top_k == 50
-    assert calls["quantization"] == "bitsandbytes" and calls["enforce_eager"] is True
+    assert calls["quantization"] == "bitsandbytes"
+    assert calls["compilation_config"]["cudagraph_mode"] == "NONE"
     assert calls["enable_lora"] is True and calls["max_loras"] == 2 and calls["max_lora_rank"] == 8
-    assert calls["max_num_seqs"] == 3 and calls["gpu_memory_utilization"] == 0.5
+    assert calls["max_num_seqs"] == 8 and calls["gpu_memory_utilization"] == 0.5
     assert calls["max_model_len"] >= len(long_text) + MAX_TOKENS
     assert [completion["text"] for completion in completions] == ["a", "b" * MAX_TOKENS, "c"]
     assert [completion["truncated"] for completion in completions] == [False, True, False]
@@ -1181,7 +1182,7 @@ def test_tutorial_defaults(monkeypatch, tmp_path):
     assert args.num_samples == 20 and args.seed == 3407 and args.split == "train"
     assert args.temperature == 1.0 and args.top_k == 50 and args.max_tokens == 2048
     assert args.system_prompt == "zh" and args.load_in_4bit and args.fast_inference
-    assert args.gpu_memory_utilization == 0.7 and args.enforce_eager is False
+    assert args.gpu_memory_utilization == 0.7 and args.compilation == "full"
 
 
 def test_defaults_come_from_the_run(monkeypatch, world):
