@@ -167,6 +167,8 @@ def generate_vllm(args, tokenizer, adapters: dict, requests: list) -> tuple[list
     `adapters`: {name: folder}. Returns (completions in the order of `requests`, the time at which
     the model was loaded); a completion is {"text", "tokens", "truncated"}.
     """
+    # the engine in this process: another would import vLLM and torch a second time
+    os.environ.setdefault("VLLM_ENABLE_V1_MULTIPROCESSING", "0")
     from vllm import LLM, SamplingParams
     from vllm.lora.request import LoRARequest
 

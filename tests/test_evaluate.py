@@ -778,6 +778,7 @@ def test_batches_hold_one_arm():
 def test_vllm_gets_each_request_with_its_adapter_and_seed(world, monkeypatch):
     import data
 
+    monkeypatch.setenv("VLLM_ENABLE_V1_MULTIPROCESSING", "0")  # generate_vllm sets it
     calls = {}
 
     class LLM:
