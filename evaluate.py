@@ -747,10 +747,12 @@ def print_warnings(samples: list[dict], results: dict):
 
 def draw_rates(results: dict, path: str):
     """Draw the rates of the first and the last arm, and right and wrong by language, to a PNG."""
-    plt = load_pyplot()
+    from matplotlib.figure import Figure
+
     language = data.LANGUAGES[results["target_lang"]][1]
     arms = first_and_last(results["arms"])
-    figure, (bars, cost) = plt.subplots(1, 2, figsize=(14, 5.5), width_ratios=[1.7, 1])
+    figure = Figure(figsize=(14, 5.5), layout="tight")
+    bars, cost = figure.subplots(1, 2, width_ratios=[1.7, 1])
     for i, arm in enumerate(arms):
         x = [position + 0.4 * i for position in range(len(RATES))]
         y = [100 * results[arm][rate] for rate in RATES]
@@ -782,14 +784,16 @@ def draw_rates(results: dict, path: str):
         bottom = [start + share for start, share in zip(bottom, shares)]
     cost.set(ylim=(0, 100), xlim=(-0.6, len(arms) - 0.4), title="what the language cost")
     cost.legend(loc="upper center", bbox_to_anchor=(0.5, -0.07), ncols=2, fontsize=9)
-    save_figure(figure, path)
+    figure.savefig(path, dpi=110, format="png")  # the file is still called .partial
 
 
 def draw_curve(results: dict, path: str):
     """Draw language, accuracy and both against the training step (the base is step 0) to a PNG."""
-    plt = load_pyplot()
+    from matplotlib.figure import Figure
+
     steps = {"base": 0} | results["steps"]
-    figure, axes = plt.subplots(figsize=(9, 5.5))
+    figure = Figure(figsize=(9, 5.5), layout="tight")
+    axes = figure.subplots()
     for rate in ("indonesian_rate", "accuracy", "indonesian_and_correct"):
         y = [100 * results[arm][rate] for arm in steps]
         low = [100 * results[arm][f"{rate}_ci95"][0] for arm in steps]
@@ -801,24 +805,7 @@ def draw_curve(results: dict, path: str):
     axes.set(ylim=(0, 105), xlabel="training step (0: base)", ylabel="% of the texts", title=title)
     axes.legend()
     axes.grid(alpha=0.3)
-    save_figure(figure, path)
-
-
-def load_pyplot():
-    """Return matplotlib's pyplot, drawing without a screen."""
-    import matplotlib
-
-    matplotlib.use("Agg")
-    import matplotlib.pyplot as plt
-
-    plt.close("all")
-    return plt
-
-
-def save_figure(figure, path: str):
-    """Write a figure as PNG, whatever the file is called."""
-    figure.tight_layout()
-    figure.savefig(path, dpi=110, format="png")
+    figure.savefig(path, dpi=110, format="png")  # the file is still called .partial
 
 
 def choose_pairs(samples: list[dict], lora: str, n: int = 10) -> list[tuple[str, dict]]:

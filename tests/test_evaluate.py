@@ -449,17 +449,19 @@ def test_report_names_its_files(reported):
         assert (folder / name).stat().st_size > 10000
 
 
-def test_pictures_show_the_numbers(graded, tmp_path):
+def test_pictures_show_the_numbers(graded, tmp_path, monkeypatch):
+    from matplotlib.figure import Figure
+
+    drawn = []
+    monkeypatch.setattr(Figure, "savefig", lambda figure, *_, **options: drawn.append(figure))
     results = evaluate.summarize(make_samples()) | {"steps": {"checkpoint-5": 5, "grpo_lora": 9}}
     evaluate.draw_curve(results, str(tmp_path / "curve.png"))
-    import matplotlib.pyplot as plt
-
-    lines = plt.gcf().axes[0].lines
+    lines = drawn[0].axes[0].lines
     assert all(list(line.get_xdata()) == [0, 5, 9] for line in lines)
     assert lines[0].get_label() == "indonesian_rate"
     assert list(lines[0].get_ydata()) == pytest.approx([100 / 3, 0, 100])
     evaluate.draw_rates(results, str(tmp_path / "rates.png"))
-    bars, cost = plt.gcf().axes
+    bars, cost = drawn[1].axes
     heights = [bar.get_height() for bar in bars.patches]
     assert heights == pytest.approx(
         [100 * results[arm][rate] for arm in ("base", "grpo_lora") for rate in evaluate.RATES]
