@@ -1068,40 +1068,32 @@ def parse_arguments():
         help="prompts to sample; train: the tutorial's choice",
     )
     group.add_argument(
-        "--num-samples",
-        type=number(int, least=1),
-        default=20,
-        metavar="N",
-        help="prompts to sample",
+        "--num-samples", type=number(int, least=1), default=20, help="prompts to sample"
     )
     group.add_argument(
         "--prompt",
         type=data.text,
         action="append",
-        metavar="TEXT",
         help="only answer this, with and without LoRA and system prompt (repeatable)",
     )
-    group.add_argument("--rescore", metavar="FILE", help="only grade this samples.jsonl again")
+    group.add_argument("--rescore", help="only grade this samples.jsonl again")
     group = parser.add_argument_group("generation")
     group.add_argument(
         "--max-tokens",
         type=number(int, least=1),
         default=2048,
-        metavar="N",
         help="longest completion, in tokens",
     )
     group.add_argument(
         "--temperature",
         type=number(float, least=0),
         default=1.0,
-        metavar="T",
         help="sampling temperature; 0: greedy",
     )
     group.add_argument(
         "--top-k",
         type=number(int, least=-1),
         default=50,
-        metavar="K",
         help="number of tokens to sample from; -1: all",
     )
     group.add_argument(
@@ -1120,7 +1112,6 @@ def parse_arguments():
         "--gpu-memory-utilization",
         type=number(float, above=0, most=1),
         default=0.7,
-        metavar="SHARE",
         help="vLLM's share of GPU memory",
     )
     group.add_argument(
