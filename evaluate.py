@@ -826,16 +826,15 @@ def choose_pairs(samples: list[dict], lora: str, n: int = 10) -> list[tuple[str,
             kinds["win"].append(row)
         else:
             kinds["loss"].append(row)
-    taken = {kind: 0 for kind in kinds}
-    for _ in range(min(n, len(samples))):
-        left = [kind for kind in kinds if taken[kind] < len(kinds[kind])]
-        taken[min(left, key=taken.get)] += 1
     chooser = random.Random(3407)
+    for rows in kinds.values():
+        chooser.shuffle(rows)
     chosen = []
-    for kind, rows in kinds.items():
-        for row in chooser.sample(rows, taken[kind]):
-            chosen.append((kind, row))
-    return chosen
+    for i in range(n):
+        for kind, rows in kinds.items():
+            if i < len(rows):
+                chosen.append((kind, rows[i]))
+    return sorted(chosen[:n], key=lambda pair: list(kinds).index(pair[0]))
 
 
 def make_pairs_page(samples: list[dict], results: dict) -> str:
