@@ -153,17 +153,29 @@ def choose_generator(args):
     return generate_transformers
 
 
+# --compilation: vLLM's start against its speed; "mode": 0 is without torch.compile
+COMPILATION = {
+    "full": {},
+    "graphs": {"mode": 0, "cudagraph_mode": "FULL_DECODE_ONLY"},
+    "none": {"mode": 0, "cudagraph_mode": "NONE"},
+}
+
+
 def generate_vllm(args, tokenizer, adapters: dict, requests: list) -> tuple[list, float]:
     """Answer all requests in one batch with vLLM; needs a GPU.
 
     `adapters`: {name: folder}. Returns (completions in the order of `requests`, the time at which
     the model was loaded); a completion is {"text", "tokens", "truncated"}.
     """
+    # the engine in this process: another would import vLLM and torch a second time
+    os.environ.setdefault("VLLM_ENABLE_V1_MULTIPROCESSING", "0")
     from vllm import LLM, SamplingParams
     from vllm.lora.request import LoRARequest
 
     prompts = encode_requests(tokenizer, requests)
     longest = max(len(prompt["prompt_token_ids"]) for prompt in prompts)
+    # CUDA graphs come in steps of 8 sequences: none larger than needed, and one for all together
+    sequences = min(8 * math.ceil(len(requests) / 8), 256)
     llm = LLM(
         model=args.model,
         revision=args.revision,
@@ -175,10 +187,12 @@ def generate_vllm(args, tokenizer, adapters: dict, requests: list) -> tuple[list
         max_lora_rank=get_lora_rank(adapters),
         max_model_len=max(longest + args.max_tokens, 2048),
         max_num_batched_tokens=4096,  # as in train.py
-        max_num_seqs=min(len(requests), 256),  # few sequences: few CUDA graphs, a faster start
+        max_num_seqs=sequences,
         gpu_memory_utilization=args.gpu_memory_utilization,
         enable_prefix_caching=True,
-        enforce_eager=args.enforce_eager,
+        compilation_config=COMPILATION[args.compilation]
+        | {"max_cudagraph_capture_size": sequences},
+        enable_flashinfer_autotune=False,  # no kernel of a 16-bit or nf4 model is tuned
         seed=args.seed,
     )
     loaded = time.time()
@@ -733,10 +747,12 @@ def print_warnings(samples: list[dict], results: dict):
 
 def draw_rates(results: dict, path: str):
     """Draw the rates of the first and the last arm, and right and wrong by language, to a PNG."""
-    plt = load_pyplot()
+    from matplotlib.figure import Figure
+
     language = data.LANGUAGES[results["target_lang"]][1]
     arms = first_and_last(results["arms"])
-    figure, (bars, cost) = plt.subplots(1, 2, figsize=(14, 5.5), width_ratios=[1.7, 1])
+    figure = Figure(figsize=(14, 5.5), layout="tight")
+    bars, cost = figure.subplots(1, 2, width_ratios=[1.7, 1])
     for i, arm in enumerate(arms):
         x = [position + 0.4 * i for position in range(len(RATES))]
         y = [100 * results[arm][rate] for rate in RATES]
@@ -768,14 +784,16 @@ def draw_rates(results: dict, path: str):
         bottom = [start + share for start, share in zip(bottom, shares)]
     cost.set(ylim=(0, 100), xlim=(-0.6, len(arms) - 0.4), title="what the language cost")
     cost.legend(loc="upper center", bbox_to_anchor=(0.5, -0.07), ncols=2, fontsize=9)
-    save_figure(figure, path)
+    figure.savefig(path, dpi=110, format="png")  # the file is still called .partial
 
 
 def draw_curve(results: dict, path: str):
     """Draw language, accuracy and both against the training step (the base is step 0) to a PNG."""
-    plt = load_pyplot()
+    from matplotlib.figure import Figure
+
     steps = {"base": 0} | results["steps"]
-    figure, axes = plt.subplots(figsize=(9, 5.5))
+    figure = Figure(figsize=(9, 5.5), layout="tight")
+    axes = figure.subplots()
     for rate in ("indonesian_rate", "accuracy", "indonesian_and_correct"):
         y = [100 * results[arm][rate] for arm in steps]
         low = [100 * results[arm][f"{rate}_ci95"][0] for arm in steps]
@@ -787,24 +805,7 @@ def draw_curve(results: dict, path: str):
     axes.set(ylim=(0, 105), xlabel="training step (0: base)", ylabel="% of the texts", title=title)
     axes.legend()
     axes.grid(alpha=0.3)
-    save_figure(figure, path)
-
-
-def load_pyplot():
-    """Return matplotlib's pyplot, drawing without a screen."""
-    import matplotlib
-
-    matplotlib.use("Agg")
-    import matplotlib.pyplot as plt
-
-    plt.close("all")
-    return plt
-
-
-def save_figure(figure, path: str):
-    """Write a figure as PNG, whatever the file is called."""
-    figure.tight_layout()
-    figure.savefig(path, dpi=110, format="png")
+    figure.savefig(path, dpi=110, format="png")  # the file is still called .partial
 
 
 def choose_pairs(samples: list[dict], lora: str, n: int = 10) -> list[tuple[str, dict]]:
@@ -825,16 +826,15 @@ def choose_pairs(samples: list[dict], lora: str, n: int = 10) -> list[tuple[str,
             kinds["win"].append(row)
         else:
             kinds["loss"].append(row)
-    taken = {kind: 0 for kind in kinds}
-    for _ in range(min(n, len(samples))):
-        left = [kind for kind in kinds if taken[kind] < len(kinds[kind])]
-        taken[min(left, key=taken.get)] += 1
     chooser = random.Random(3407)
+    for rows in kinds.values():
+        chooser.shuffle(rows)
     chosen = []
-    for kind, rows in kinds.items():
-        for row in chooser.sample(rows, taken[kind]):
-            chosen.append((kind, row))
-    return chosen
+    for i in range(n):
+        for kind, rows in kinds.items():
+            if i < len(rows):
+                chosen.append((kind, rows[i]))
+    return sorted(chosen[:n], key=lambda pair: list(kinds).index(pair[0]))
 
 
 def make_pairs_page(samples: list[dict], results: dict) -> str:
@@ -1067,40 +1067,32 @@ def parse_arguments():
         help="prompts to sample; train: the tutorial's choice",
     )
     group.add_argument(
-        "--num-samples",
-        type=number(int, least=1),
-        default=20,
-        metavar="N",
-        help="prompts to sample",
+        "--num-samples", type=number(int, least=1), default=20, help="prompts to sample"
     )
     group.add_argument(
         "--prompt",
         type=data.text,
         action="append",
-        metavar="TEXT",
         help="only answer this, with and without LoRA and system prompt (repeatable)",
     )
-    group.add_argument("--rescore", metavar="FILE", help="only grade this samples.jsonl again")
+    group.add_argument("--rescore", help="only grade this samples.jsonl again")
     group = parser.add_argument_group("generation")
     group.add_argument(
         "--max-tokens",
         type=number(int, least=1),
         default=2048,
-        metavar="N",
         help="longest completion, in tokens",
     )
     group.add_argument(
         "--temperature",
         type=number(float, least=0),
         default=1.0,
-        metavar="T",
         help="sampling temperature; 0: greedy",
     )
     group.add_argument(
         "--top-k",
         type=number(int, least=-1),
         default=50,
-        metavar="K",
         help="number of tokens to sample from; -1: all",
     )
     group.add_argument(
@@ -1119,13 +1111,13 @@ def parse_arguments():
         "--gpu-memory-utilization",
         type=number(float, above=0, most=1),
         default=0.7,
-        metavar="SHARE",
         help="vLLM's share of GPU memory",
     )
     group.add_argument(
-        "--enforce-eager",
-        action="store_true",
-        help="vLLM without compilation and CUDA graphs: starts sooner, generates slower",
+        "--compilation",
+        choices=COMPILATION,
+        default="full",
+        help="how vLLM prepares; graphs: only CUDA graphs; none: soonest start, slowest texts",
     )
     data.add_data_arguments(parser)
     group = parser.add_argument_group("tracking")

@@ -449,17 +449,19 @@ def test_report_names_its_files(reported):
         assert (folder / name).stat().st_size > 10000
 
 
-def test_pictures_show_the_numbers(graded, tmp_path):
+def test_pictures_show_the_numbers(graded, tmp_path, monkeypatch):
+    from matplotlib.figure import Figure
+
+    drawn = []
+    monkeypatch.setattr(Figure, "savefig", lambda figure, *_, **options: drawn.append(figure))
     results = evaluate.summarize(make_samples()) | {"steps": {"checkpoint-5": 5, "grpo_lora": 9}}
     evaluate.draw_curve(results, str(tmp_path / "curve.png"))
-    import matplotlib.pyplot as plt
-
-    lines = plt.gcf().axes[0].lines
+    lines = drawn[0].axes[0].lines
     assert all(list(line.get_xdata()) == [0, 5, 9] for line in lines)
     assert lines[0].get_label() == "indonesian_rate"
     assert list(lines[0].get_ydata()) == pytest.approx([100 / 3, 0, 100])
     evaluate.draw_rates(results, str(tmp_path / "rates.png"))
-    bars, cost = plt.gcf().axes
+    bars, cost = drawn[1].axes
     heights = [bar.get_height() for bar in bars.patches]
     assert heights == pytest.approx(
         [100 * results[arm][rate] for arm in ("base", "grpo_lora") for rate in evaluate.RATES]
@@ -651,7 +653,7 @@ def make_arguments(world, **changes):
         "top_k": 50,
         "seed": 7,
         "gpu_memory_utilization": 0.5,
-        "enforce_eager": False,
+        "compilation": "full",
     }
     return argparse.Namespace(**(values | changes))
 
@@ -778,6 +780,7 @@ def test_batches_hold_one_arm():
 def test_vllm_gets_each_request_with_its_adapter_and_seed(world, monkeypatch):
     import data
 
+    monkeypatch.setenv("VLLM_ENABLE_V1_MULTIPROCESSING", "0")  # generate_vllm sets it
     calls = {}
 
     class LLM:
@@ -813,7 +816,7 @@ def test_vllm_gets_each_request_with_its_adapter_and_seed(world, monkeypatch):
         evaluate.make_request("last", long_text, 4),
         evaluate.make_request("checkpoint-2", "c", 5),
     ]
-    args = make_arguments(world, max_tokens=MAX_TOKENS, load_in_4bit=True, enforce_eager=True)
+    args = make_arguments(world, max_tokens=MAX_TOKENS, load_in_4bit=True, compilation="none")
     completions, _ = evaluate.generate_vllm(args, tokenizer, adapters, requests)
     assert [request and request[0] for request in calls["lora"]] == [None, "last", "checkpoint-2"]
     assert calls["lora"][1][2] == str(outputs / "grpo_lora")
@@ -821,9 +824,10 @@ def test_vllm_gets_each_request_with_its_adapter_and_seed(world, monkeypatch):
     assert [sampling.seed for sampling in calls["sampling"]] == [3, 4, 5]
     assert calls["sampling"][0].stop_token_ids == [257, 258]
     assert calls["sampling"][0].temperature == 0 and calls["sampling"][0].top_k == 50
-    assert calls["quantization"] == "bitsandbytes" and calls["enforce_eager"] is True
+    assert calls["quantization"] == "bitsandbytes"
+    assert calls["compilation_config"]["cudagraph_mode"] == "NONE"
     assert calls["enable_lora"] is True and calls["max_loras"] == 2 and calls["max_lora_rank"] == 8
-    assert calls["max_num_seqs"] == 3 and calls["gpu_memory_utilization"] == 0.5
+    assert calls["max_num_seqs"] == 8 and calls["gpu_memory_utilization"] == 0.5
     assert calls["max_model_len"] >= len(long_text) + MAX_TOKENS
     assert [completion["text"] for completion in completions] == ["a", "b" * MAX_TOKENS, "c"]
     assert [completion["truncated"] for completion in completions] == [False, True, False]
@@ -1181,7 +1185,7 @@ def test_tutorial_defaults(monkeypatch, tmp_path):
     assert args.num_samples == 20 and args.seed == 3407 and args.split == "train"
     assert args.temperature == 1.0 and args.top_k == 50 and args.max_tokens == 2048
     assert args.system_prompt == "zh" and args.load_in_4bit and args.fast_inference
-    assert args.gpu_memory_utilization == 0.7 and args.enforce_eager is False
+    assert args.gpu_memory_utilization == 0.7 and args.compilation == "full"
 
 
 def test_defaults_come_from_the_run(monkeypatch, world):
