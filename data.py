@@ -54,8 +54,8 @@ Think about it between {start} and {end}. You must think in {en}.
 After {end}, give the final answer as \\boxed{number}.""",
 }
 NATIVE_PROMPTS = {
-    "id": """Anda diberi sebuah soal. Pikirkan langkah demi langkah dalam bahasa Indonesia di antara \
-{start} dan {end}, dan periksa setiap hitungan.
+    "id": """Anda diberi sebuah soal. Pikirkan langkah demi langkah dalam bahasa Indonesia \
+di antara {start} dan {end}, dan periksa setiap hitungan.
 Setelah {end}, tuliskan jawaban akhir sebagai \\boxed{angka}.""",
 }
 

@@ -89,8 +89,12 @@ def time_variant(args, model, tokenizer, variant):
         trainer.use_liger_kernel = True
         trainer._forward_redirection = _ForwardRedirection()
     generator = torch.Generator().manual_seed(0)
-    prompt = torch.randint(10, model.config.vocab_size, (size, args.prompt_tokens), generator=generator)
-    completion = torch.randint(10, model.config.vocab_size, (size, args.tokens), generator=generator)
+    prompt = torch.randint(
+        10, model.config.vocab_size, (size, args.prompt_tokens), generator=generator
+    )
+    completion = torch.randint(
+        10, model.config.vocab_size, (size, args.tokens), generator=generator
+    )
     prompt_mask = torch.ones_like(prompt)
     prompt_mask[: size // 2, :10] = 0  # prompts differ in length
     batch = {
