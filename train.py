@@ -880,13 +880,16 @@ def make_watch(args, trainer, started):
 
 
 def describe_step(logs, state) -> str:
-    """Return one line on a step: 12/100  reward 3.1  Indonesian 0.42 ... ETA 20 min."""
+    """Return one line on a step: 12/100  reward 3.1  Bahasa Indonesia 0.42 ... ETA 20 min."""
+    import rewards
+
+    language = data.LANGUAGES[rewards.target_lang][1]
     seconds = logs.get("step_time") or 0.0
     minutes = seconds * (state.max_steps - state.global_step) / 60
     parts = [
         f"{state.global_step}/{state.max_steps}",
         f"reward {logs['reward']:.2f}",
-        f"Indonesian {logs['rewards/indonesian_rate/mean']:.2f}",
+        f"{language} {logs['rewards/indonesian_rate/mean']:.2f}",
         f"right {logs['rewards/accuracy/mean']:.2f}",
         f"cut {logs['completions/clipped_ratio']:.2f}",
         f"{logs['completions/mean_length']:.0f} tokens",
@@ -940,7 +943,7 @@ def draw_curves(folder, log_history):
     parts = [key for key in rows[-1] if key.startswith("rewards/") and key.endswith("/mean")]
     measured = ["rewards/indonesian_rate/mean", "rewards/accuracy/mean"]
     panels = {
-        "Indonesian, right (shares)": measured,
+        "target language, right (shares)": measured,
         "rewards (means)": [key for key in parts if key not in measured],
         "tokens a completion": ["completions/mean_length"],
         "cut off, groups without difference (shares)": [
