@@ -6,6 +6,7 @@ bash tests/run.sh -k train
 import inspect
 import json
 import shutil
+import sqlite3
 import sys
 from types import SimpleNamespace
 
@@ -55,11 +56,22 @@ def test_two_steps_train_the_adapter_and_write_everything(trained):
     assert list(trained.glob("swanlog/run-*"))  # SwanLab works without a key
 
 
+def test_swanlab_shows_what_matters_first(trained):
+    with sqlite3.connect(trained / "swanlog/runs.swanlab") as base:
+        charts = base.execute("select name from chart where experiment_id = 1 order by id")
+    names = [name.removeprefix("train/") for (name,) in charts]
+    assert names[:3] == ["reward", "rewards/indonesian_rate/mean", "rewards/accuracy/mean"]
+    assert names[3:5] == ["completions/mean_length", "completions/clipped_ratio"]
+    assert all(name.startswith("rewards/") for name in names[5:10]) and names[10] == "loss"
+    assert "completions" in names
+    assert len(list(trained.glob("swanlog/run-*/media/text/*.txt"))) >= 2 * 2
+
+
 def test_what_is_printed(trained):
     out = (trained / "stdout.txt").read_text()
     assert "你必须用印尼语思考。<｜User｜>" in out and "completions_per_step: 8" in out
     assert "问题:" in out and "adapter:" in out
-    assert "\n1/2  reward " in out and "  Indonesian 0." in out and "  ETA 0 min" in out
+    assert "\n1/2  reward " in out and "  Bahasa Indonesia 0." in out and "  ETA 0 min" in out
     assert "means of the first and last 1 logged steps:" in out
 
 
