@@ -880,10 +880,10 @@ def make_watch(args, trainer, started):
 
 
 def describe_step(logs, state) -> str:
-    """Return one line on a step: 12/100  reward 3.1  Bahasa Indonesia 0.42 ... ETA 20 min."""
+    """Return one line on a step: 12/100  reward 3.1  Indonesian 0.42 ... ETA 20 min."""
     import rewards
 
-    language = data.LANGUAGES[rewards.target_lang][1]
+    language = data.LANGUAGES[rewards.target_lang][1].replace("Bahasa Indonesia", "Indonesian")
     seconds = logs.get("step_time") or 0.0
     minutes = seconds * (state.max_steps - state.global_step) / 60
     parts = [

@@ -71,7 +71,7 @@ def test_what_is_printed(trained):
     out = (trained / "stdout.txt").read_text()
     assert "你必须用印尼语思考。<｜User｜>" in out and "completions_per_step: 8" in out
     assert "问题:" in out and "adapter:" in out
-    assert "\n1/2  reward " in out and "  Bahasa Indonesia 0." in out and "  ETA 0 min" in out
+    assert "\n1/2  reward " in out and "  Indonesian 0." in out and "  ETA 0 min" in out
     assert "means of the first and last 1 logged steps:" in out
 
 
