@@ -255,6 +255,9 @@ def test_describe_step():
     logs = {"reward": 3.104, "rewards/indonesian_rate/mean": 0.42, "rewards/accuracy/mean": 0.25}
     logs |= {"completions/clipped_ratio": 0.1, "completions/mean_length": 843.4, "step_time": 14.0}
     state = SimpleNamespace(global_step=12, max_steps=100)
+    rewards.configure(("<think>", "</think>"), "vi")
+    assert "  Vietnamese 0.42  " in train.describe_step(logs, state)
+    rewards.configure(("<think>", "</think>"), "id")
     assert train.describe_step(logs, state) == (
         "12/100  reward 3.10  Indonesian 0.42  right 0.25  cut 0.10  843 tokens  14.0 s  ETA 21 min"
     )
