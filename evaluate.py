@@ -67,6 +67,8 @@ def main(args):
     # "让我们比较使用系统提示但不使用LoRA的结果"
     if adapters:
         singles.append(make_request("base", text, args.seed, "system prompt"))
+    if not args.single_prompts:
+        singles = []
 
     # "让我们取20个样本，比较使用LoRA和不使用LoRA的情况"; a sample has one seed for all arms
     dataset, split = load_prompts(args, run, tokenizer)
@@ -339,10 +341,10 @@ def get_lora_rank(adapters: dict) -> int:
 
 
 def answer_prompts(args, tokenizer, adapters: dict, system_prompt: str | None):
-    """Answer --prompt with every arm, without and with the system prompt, and print the answers."""
+    """Answer --prompt with every arm, with and without the system prompt, and print the answers."""
     requests = []
     for problem in args.prompt:
-        for system in [None] if system_prompt is None else [None, system_prompt]:
+        for system in [None] if system_prompt is None else [system_prompt, None]:
             title = "no system prompt" if system is None else "system prompt"
             text = render_prompt(tokenizer, make_messages(problem, system))
             for arm in ["base", *adapters]:
@@ -878,22 +880,22 @@ def fence(text: str, width: int = 100) -> str:
 
 
 def log_to_swanlab(args, samples: list[dict], results: dict, folder: str):
-    """Log rates, texts and pictures to SwanLab."""
+    """Log pictures, rates and the texts of samples.md to SwanLab, in the order of its page."""
     start_swanlab(args)
     import swanlab
 
     arms = results["arms"]
-    swanlab.log({f"eval/{arm}/{rate}": results[arm][rate] for arm in arms for rate in RATES})
-    rows = []
-    for row in samples:
-        rows.append([row["prompt"], row["answer"], *(row[arm]["text"] for arm in arms)])
-    table = swanlab.echarts.Table()
-    table.add(["prompt", "answer", *arms], rows)
-    swanlab.log({"eval/samples": table})
     for kind in ("picture", "curve"):
         if kind in results["files"]:
             path = os.path.join(folder, results["files"][kind])
             swanlab.log({f"eval/{kind}": swanlab.Image(path)})
+    swanlab.log({f"eval/{arm}/{rate}": results[arm][rate] for rate in RATES for arm in arms})
+    texts = []
+    for kind, row in choose_pairs(samples, arms[-1]):
+        texts.append(swanlab.Text(row["prompt"], caption=f"{kind}, answer {row['answer']}"))
+        for arm in first_and_last(arms):
+            texts.append(swanlab.Text(row[arm]["text"], caption=arm))
+    swanlab.log({"eval/samples": texts})
     swanlab.finish()
 
 
@@ -1032,6 +1034,9 @@ def apply_run_defaults(parser):
             fail(f"{output_dir}/run.json is of another version of train.py: it has no {name}")
         if name not in ("engine", "load_in_4bit"):
             parser.set_defaults(**{name: used[name]})
+    if used.get("report_to") == "swanlab":
+        names = ("report_to", "swanlab_mode", "swanlab_id")
+        parser.set_defaults(**{name: used.get(name) for name in names})
     # a revision is one of this model or data set; another model is loaded as it is
     parser.set_defaults(load_in_4bit=False)
     if given.model in (None, used["model"]):
@@ -1068,6 +1073,12 @@ def parse_arguments():
     )
     group.add_argument(
         "--num-samples", type=number(int, least=1), default=20, help="prompts to sample"
+    )
+    group.add_argument(
+        "--single-prompts",
+        action=argparse.BooleanOptionalAction,
+        default=True,
+        help="answer the tutorial's four single prompts, too",
     )
     group.add_argument(
         "--prompt",

@@ -30,10 +30,11 @@ from concurrent.futures import ProcessPoolExecutor
 
 import data
 from data import fail, one_line
-from train import check_adapter, get_vllm_rank, read_run
+from train import check_adapter, get_vllm_rank, read_run, set_environment
 
 
 def main(args):
+    set_environment()
     arguments = fill_in_from_run(args)  # run.json's: which base model, which system prompt
     check_arguments(args)
     check_room(args)

@@ -77,6 +77,7 @@ improved() {    # flags and their sources: README, "The improved recipe"
 
 demo() {
     export HF_HUB_OFFLINE=1 OMP_WAIT_POLICY=PASSIVE CUDA_VISIBLE_DEVICES=
+    export HF_HUB_DISABLE_PROGRESS_BARS=1 HF_DATASETS_DISABLE_PROGRESS_BARS=1    # of milliseconds
     unless_newer demo/train.jsonl tests/make_demo_model.py \
         "$python" tests/make_demo_model.py --output-dir demo
     "$python" train.py --output-dir outputs-demo --resume --engine trl \
@@ -85,7 +86,7 @@ demo() {
         --learning-rate 1e-3 --max-steps 40 --use-gradient-checkpointing false "$@"
     unless_newer outputs-demo/eval/results.json outputs-demo/$adapter \
         "$python" evaluate.py --output-dir outputs-demo --split held-out \
-        --num-samples 200 --max-tokens 100
+        --num-samples 200 --max-tokens 100 --no-single-prompts    # of which it knows nothing
     unless_newer outputs-demo/export/export.json outputs-demo/$adapter \
         "$python" export.py --output-dir outputs-demo --format merged_16bit
 }
@@ -109,17 +110,20 @@ on_all_gpus() {    # a process for each GPU; the recipe divides the completions 
     fi
 }
 
-say_next() {    # say_next OUTPUT_DIR
+say_next() {    # say_next OUTPUT_DIR QUESTION
     printf '\nDone. Next:\n'
     if [ "$python" != python3 ]; then
         echo "  source ${python%/*}/activate"
     fi
     cat <<EOF
-  python evaluate.py --output-dir $1 --prompt "Solve (x + 2)^2 = 0"
+  python evaluate.py --output-dir $1 --prompt "$2"
   python export.py --output-dir $1 --format gguf --quantization q4_k_m q8_0
     # then: ollama create thinker -f $1/export/gguf/Modelfile
   python train.py --output-dir $1 --resume --max-steps 400
 EOF
+    if [ -d "$1/swanlog" ]; then
+        echo "  swanlab watch $1/swanlog    # charts and texts in the browser"
+    fi
 }
 
 fail() {
@@ -284,11 +288,12 @@ case $recipe in
             echo "training on $gpus GPUs, with as many completions a step as on one"
         fi
         "$recipe" "${@:2}"
-        say_next "$([ "$recipe" = tutorial ] && echo outputs || echo "outputs-$recipe")" ;;
+        say_next "$([ "$recipe" = tutorial ] && echo outputs || echo "outputs-$recipe")" \
+            "Solve (x + 2)^2 = 0" ;;
     demo)
         make_environment cpu
         demo "${@:2}"
-        say_next outputs-demo ;;
+        say_next outputs-demo "What is 7 + 4 + 9?" ;;
     install)
         case ${2:-} in
             gpu | cpu) make_environment "$2" ;;

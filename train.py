@@ -20,6 +20,7 @@ import importlib.util
 import inspect
 import itertools
 import json
+import logging
 import math
 import os
 import resource
@@ -128,6 +129,7 @@ def main(args):
         eval_steps=args.eval_steps or None,
         disable_tqdm=True,  # one line a step instead: make_watch
         log_completions=True,  # all of them, to completions/*.parquet
+        dataloader_pin_memory=gpu,
         num_completions_to_print=0,
     )
     if args.engine == "trl" and training_args.use_vllm:
@@ -209,6 +211,8 @@ def set_environment():
     os.environ.setdefault("UNSLOTH_VLLM_NO_FLASHINFER", "1")
     os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
     os.environ.setdefault("VLLM_NO_USAGE_STATS", "1")
+    # warns that a package for 4-bit models on a CPU is missing; there are none here
+    logging.getLogger("bitsandbytes.backends.cpu.ops").setLevel(logging.ERROR)
 
 
 def has_gpu() -> bool:
@@ -857,6 +861,8 @@ def make_watch(args, trainer, started):
                 print(describe_step(logs, state), flush=True)
                 if args.rewards != "tutorial" and state.global_step % 10 == 1:
                     show_completion(trainer)  # the tutorial's check_numbers prints its own
+                if args.report_to == "swanlab":
+                    log_what_matters(trainer, logs, state.global_step)
             cause = find_stuck(state.log_history, args.stop_if_stuck or 10)
             if cause and cause != self.stuck:
                 print(f"warning: {cause}")
@@ -866,7 +872,7 @@ def make_watch(args, trainer, started):
 
     watch = Watch()
     trainer.remove_callback(PrinterCallback)
-    trainer.add_callback(watch)
+    trainer.callback_handler.callbacks.insert(0, watch)  # before SwanLab's: log_what_matters
     trainer.create_model_card = lambda **options: write_card(args)  # TRL's says little of the run
     if args.engine == "trl":
         log_rollout_difference(trainer)
@@ -875,12 +881,15 @@ def make_watch(args, trainer, started):
 
 def describe_step(logs, state) -> str:
     """Return one line on a step: 12/100  reward 3.1  Indonesian 0.42 ... ETA 20 min."""
+    import rewards
+
+    language = data.LANGUAGES[rewards.target_lang][1].replace("Bahasa Indonesia", "Indonesian")
     seconds = logs.get("step_time") or 0.0
     minutes = seconds * (state.max_steps - state.global_step) / 60
     parts = [
         f"{state.global_step}/{state.max_steps}",
         f"reward {logs['reward']:.2f}",
-        f"Indonesian {logs['rewards/indonesian_rate/mean']:.2f}",
+        f"{language} {logs['rewards/indonesian_rate/mean']:.2f}",
         f"right {logs['rewards/accuracy/mean']:.2f}",
         f"cut {logs['completions/clipped_ratio']:.2f}",
         f"{logs['completions/mean_length']:.0f} tokens",
@@ -897,6 +906,29 @@ def show_completion(trainer):
     print(f"{'-' * 20}\n{prompt}\n{'-' * 20}\n{completion}\n{'-' * 20}", flush=True)
 
 
+def log_what_matters(trainer, logs, step):
+    """Log reward, language, answers, length and a group's texts to SwanLab before the rest.
+
+    Its local page has the charts in the order in which they were first logged, and shows no tables
+    but lists of texts. What is logged here is taken out of `logs`, of which SwanLab's callback logs
+    what is left.
+    """
+    import swanlab
+
+    keys = ["reward", "rewards/indonesian_rate/mean", "rewards/accuracy/mean"]
+    keys += ["completions/mean_length", "completions/clipped_ratio"]
+    parts = [key for key in logs if key.startswith("rewards/") and key.endswith("/mean")]
+    keys += [key for key in parts if key not in keys]
+    swanlab.log({f"train/{key}": logs.pop(key) for key in keys}, step=step)
+
+    texts = [swanlab.Text(trainer._logs["prompt"][-1], caption="prompt")]
+    for i in range(-trainer.args.num_generations, 0):
+        advantage = trainer._logs["advantages"][i]
+        completion = trainer._logs["completion"][i]
+        texts.append(swanlab.Text(completion, caption=f"advantage {advantage:.2f}"))
+    swanlab.log({"train/completions": texts}, step=step)
+
+
 def draw_curves(folder, log_history):
     """Draw what was logged against the steps to curves.png: language, answers, rewards, length."""
     rows = [row for row in log_history if "reward" in row]
@@ -911,7 +943,7 @@ def draw_curves(folder, log_history):
     parts = [key for key in rows[-1] if key.startswith("rewards/") and key.endswith("/mean")]
     measured = ["rewards/indonesian_rate/mean", "rewards/accuracy/mean"]
     panels = {
-        "Indonesian, right (shares)": measured,
+        "target language, right (shares)": measured,
         "rewards (means)": [key for key in parts if key not in measured],
         "tokens a completion": ["completions/mean_length"],
         "cut off, groups without difference (shares)": [
@@ -1042,7 +1074,8 @@ def show_first_prompt(first_prompt, effective):
         return
     print("first prompt:", first_prompt, sep="\n")
     for key, value in effective.items():
-        print(f"{key}: {value}")
+        if key != "steps":  # none yet
+            print(f"{key}: {value}")
     sys.stdout.flush()
 
 
@@ -1053,10 +1086,16 @@ def start_swanlab(args):
     import swanlab
 
     run_id = getattr(args, "swanlab_id", None) if args.swanlab_mode == "cloud" else None
+    name = os.path.basename(os.path.abspath(args.output_dir))
+    if run_id is None and "name" in args:  # evaluate.py's
+        name += f"-{args.name}"
     swanlab.init(
-        id=run_id,  # a resumed run goes on in its curves; SwanLab has this in the cloud only
+        # a resumed run and its evaluation go on in its curves; elsewhere than in the cloud SwanLab
+        # cannot, and they are further experiments of the same page
+        id=run_id,
         resume="allow" if run_id else None,
         project="grpo-indonesian",
+        name=name,
         mode=args.swanlab_mode,
         log_dir=os.path.join(args.output_dir, "swanlog"),
         config=vars(args),

@@ -26,7 +26,6 @@ def main(args):
     started = time.time()
     rng = random.Random(args.seed)
     torch.manual_seed(args.seed)
-    torch.set_flush_denormal(True)  # gradients that vanish would make a CPU ten times slower
     device = "cuda" if torch.cuda.is_available() else "cpu"
     taught, kept = make_problems(rng)
 
@@ -42,6 +41,7 @@ def main(args):
         model = make_model(tokenizer, args.head_dim)
     model.to(device)
 
+    torch.set_flush_denormal(True)  # gradients that vanish would make a CPU ten times slower
     weigh = make_digit_weights(tokenizer, device)
     optimizer = torch.optim.AdamW(model.parameters(), lr=args.learning_rate, weight_decay=0.01)
     schedule = torch.optim.lr_scheduler.OneCycleLR(

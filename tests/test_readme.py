@@ -175,6 +175,21 @@ def test_prose_is_narrow(name):
         assert len(line) <= 100 or line.startswith("|") or "https://" in line, line
 
 
+@pytest.mark.parametrize("name", READMES)
+def test_the_pair_is_quoted_from_its_file(name):
+    page = " ".join(read("tests/results/demo-2026-11-24/samples.md").split())
+    question, before, after = re.search(
+        r"\*(Dewi.*?)\*.*?\n> (.*)\n>\n> (.*)", read(name), re.S
+    ).groups()
+    answers = page[page.index(question) :]
+    parts = [re.split(r"[:：]", text.split("\n")[0], maxsplit=1)[1] for text in (before, after)]
+    assert [text.count(" ...") for text in parts] == [1, 2]
+    for arm, text in zip(["base", "lora"], parts):
+        answer = re.search(rf"\*\*{arm}\*\*.*?~~~~(.*?)~~~~", answers)[1]
+        for part in text.strip().removesuffix(" ...").split(" ... "):
+            assert part in answer
+
+
 # --------------------------------------------------------------------------------------------------
 # Numbers with a source
 

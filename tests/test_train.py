@@ -6,6 +6,7 @@ bash tests/run.sh -k train
 import inspect
 import json
 import shutil
+import sqlite3
 import sys
 from types import SimpleNamespace
 
@@ -53,6 +54,17 @@ def test_two_steps_train_the_adapter_and_write_everything(trained):
     assert (trained / "curves.png").stat().st_size > 10000
     assert "grpo_lora/" in (trained / "README.md").read_text()
     assert list(trained.glob("swanlog/run-*"))  # SwanLab works without a key
+
+
+def test_swanlab_shows_what_matters_first(trained):
+    with sqlite3.connect(trained / "swanlog/runs.swanlab") as base:
+        charts = base.execute("select name from chart where experiment_id = 1 order by id")
+    names = [name.removeprefix("train/") for (name,) in charts]
+    assert names[:3] == ["reward", "rewards/indonesian_rate/mean", "rewards/accuracy/mean"]
+    assert names[3:5] == ["completions/mean_length", "completions/clipped_ratio"]
+    assert all(name.startswith("rewards/") for name in names[5:10]) and names[10] == "loss"
+    assert "completions" in names
+    assert len(list(trained.glob("swanlog/run-*/media/text/*.txt"))) >= 2 * 2
 
 
 def test_what_is_printed(trained):
@@ -243,6 +255,9 @@ def test_describe_step():
     logs = {"reward": 3.104, "rewards/indonesian_rate/mean": 0.42, "rewards/accuracy/mean": 0.25}
     logs |= {"completions/clipped_ratio": 0.1, "completions/mean_length": 843.4, "step_time": 14.0}
     state = SimpleNamespace(global_step=12, max_steps=100)
+    rewards.configure(("<think>", "</think>"), "vi")
+    assert "  Vietnamese 0.42  " in train.describe_step(logs, state)
+    rewards.configure(("<think>", "</think>"), "id")
     assert train.describe_step(logs, state) == (
         "12/100  reward 3.10  Indonesian 0.42  right 0.25  cut 0.10  843 tokens  14.0 s  ETA 21 min"
     )
