@@ -85,10 +85,11 @@ def main(args):
     max_prompt_length = maximum_length + 1  # +1, as the tutorial has it
     max_completion_length = args.max_seq_length - max_prompt_length
     check_sizes(args, tokenizer, dataset, held_out, max_prompt_length)
-    gpu = has_gpu()
 
+    import torch
     from trl import GRPOConfig, GRPOTrainer
 
+    gpu = torch.cuda.is_available()
     training_args = GRPOConfig(
         temperature=args.temperature,
         min_p=args.min_p,
@@ -179,7 +180,7 @@ def load_with_trl(args):
     from transformers import AutoModelForCausalLM, set_seed
 
     set_seed(args.seed)
-    gpu = has_gpu()
+    gpu = torch.cuda.is_available()
     tokenizer = data.load_tokenizer(args.model, args.revision)
     model = AutoModelForCausalLM.from_pretrained(
         args.model,
@@ -213,13 +214,6 @@ def set_environment():
     os.environ.setdefault("VLLM_NO_USAGE_STATS", "1")
     # warns that a package for 4-bit models on a CPU is missing; there are none here
     logging.getLogger("bitsandbytes.backends.cpu.ops").setLevel(logging.ERROR)
-
-
-def has_gpu() -> bool:
-    """Say whether there is an NVIDIA GPU."""
-    import torch
-
-    return torch.cuda.is_available()
 
 
 def is_main_process() -> bool:
@@ -706,7 +700,7 @@ def write_run(args, state, **entries):
     git = subprocess.run(  # a shell, for where git is not installed
         "git rev-parse HEAD", shell=True, cwd=here, capture_output=True, text=True
     )
-    gpu = has_gpu()
+    gpu = torch.cuda.is_available()
     run = {
         "state": state,
         "arguments": arguments,
@@ -732,7 +726,7 @@ def finish_run(args, trainer, watch, started):
     """Write run.json of a finished run and print its summary."""
     import torch
 
-    gpu = has_gpu()
+    gpu = torch.cuda.is_available()
     run = read_run(args.output_dir)
     steps = [row for row in trainer.state.log_history if "reward" in row]
     memory = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20

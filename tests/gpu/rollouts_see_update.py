@@ -59,7 +59,7 @@ def main(args):
             use_vllm=True,
             vllm_gpu_memory_utilization=args.gpu_memory_utilization,
             vllm_max_model_length=2048,
-            bf16=train.has_gpu(),
+            bf16=torch.cuda.is_available(),
             report_to="none",
         ),
         train_dataset=Dataset.from_list(rows),
