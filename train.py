@@ -246,6 +246,12 @@ def check_arguments(args, parser):
             f"--report-to {args.report_to}: no such package; activate run.sh's environment, "
             f"or pip install {args.report_to}"
         )
+    if args.reward_weights:
+        import rewards
+
+        names = [function.__name__ for function in rewards.REWARDS[args.rewards]]
+        if len(args.reward_weights) != len(names):
+            parser.error(f"--reward-weights needs {len(names)} values: {', '.join(names)}")
     data.check_reasoning_tokens(args)
 
 
@@ -261,15 +267,6 @@ def check_hardware(args):
             f"{n} GPUs are visible: take one (CUDA_VISIBLE_DEVICES=0), or all: "
             f"torchrun --nproc-per-node {n} train.py --engine trl ..."
         )
-
-
-def check_rewards(args):
-    """End with one line where --reward-weights does not fit the set of rewards."""
-    import rewards
-
-    names = [function.__name__ for function in rewards.REWARDS[args.rewards]]
-    if args.reward_weights and len(args.reward_weights) != len(names):
-        fail(f"--reward-weights needs {len(names)} values: {', '.join(names)}")
 
 
 def check_model(args):
@@ -608,7 +605,6 @@ def begin_run(args):
     complete checkpoint, None where there is none.
     """
     check_hardware(args)
-    check_rewards(args)
     check_model(args)
     args.checkpoint = None
     run = read_run(args.output_dir) if args.resume else {}
