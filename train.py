@@ -270,7 +270,10 @@ def check_hardware(args):
 
 
 def check_model(args):
-    """End with one line where --model is no model, or lacks a layer that --target-modules names."""
+    """End with one line where --model is no model, or lacks a layer that --target-modules names.
+
+    Sets args.model_commit: that of a hub model, None for a folder.
+    """
     import torch
     from transformers import AutoConfig, AutoModelForCausalLM
 
@@ -283,6 +286,7 @@ def check_model(args):
             model = AutoModelForCausalLM.from_config(config)
     except (ValueError, OSError, TypeError, AttributeError, KeyError) as error:  # transformers'
         fail(f"cannot load {args.model}: {one_line(error)}")
+    args.model_commit = config._commit_hash
     if os.path.isdir(args.model):
         check_weights(args.model, model)
     linear = {
@@ -425,15 +429,6 @@ def fingerprint(model: str, revision: str | None = None) -> str:
             file.seek(-min(2**20, os.path.getsize(path)), os.SEEK_END)
             digest.update(file.read())
     return digest.hexdigest()
-
-
-def get_revision(model: str, revision: str | None = None) -> str | None:
-    """Return the commit that a hub model was loaded from; None for a folder."""
-    from transformers.utils import cached_file
-
-    if os.path.isdir(model):
-        return None
-    return os.path.basename(os.path.dirname(cached_file(model, "config.json", revision=revision)))
 
 
 # --------------------------------------------------------------------------------------------------
@@ -701,7 +696,6 @@ def write_run(args, state, **entries):
         "state": state,
         "arguments": arguments,
         "base_fingerprint": fingerprint(args.model, args.revision),
-        "revision": get_revision(args.model, args.revision),
         "versions": data.get_versions(),
         "commit": git.stdout.strip(),
         "hardware": torch.cuda.get_device_name() if gpu else f"CPU, {os.cpu_count()} cores",
