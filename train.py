@@ -17,7 +17,6 @@ import functools
 import glob
 import hashlib
 import importlib.util
-import inspect
 import itertools
 import json
 import logging
@@ -228,16 +227,13 @@ def is_main_process() -> bool:
 def check_arguments(args, parser):
     """End with one line where flags do not fit together; fill in those that follow from others."""
     args.lora_alpha = args.lora_alpha or 2 * args.lora_rank
-    processes = int(os.environ.get("WORLD_SIZE", 1))
-    steps = args.gradient_accumulation_steps * processes
-    if args.per_device_train_batch_size == 1 and steps % args.num_generations:
+    completions = get_completions_per_step(args)
+    if completions % args.num_generations and args.per_device_train_batch_size == 1:
         args.per_device_train_batch_size = args.num_generations  # as Unsloth does
-    completions = args.per_device_train_batch_size * steps
-    if completions % args.num_generations:
+    elif completions % args.num_generations:
         parser.error(
-            f"--num-generations {args.num_generations} must divide --per-device-train-batch-size "
-            f"{args.per_device_train_batch_size} * --gradient-accumulation-steps "
-            f"{args.gradient_accumulation_steps} * {processes} processes"
+            f"--num-generations {args.num_generations} must divide {completions}: "
+            "--per-device-train-batch-size * --gradient-accumulation-steps * processes"
         )
     if args.eval_steps and not args.eval_fraction:
         parser.error("--eval-steps needs --eval-fraction")
@@ -979,9 +975,6 @@ def write_metrics(folder, log_history):
 
 def check_values(function):
     """Return a reward function whose values are counted: TRL gives a single one to all."""
-    if inspect.iscoroutinefunction(function):  # TRL awaits these itself
-        return function
-
     @functools.wraps(function)
     def checked(completions, **kwargs):
         values = function(completions=completions, **kwargs)
