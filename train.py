@@ -975,6 +975,7 @@ def write_metrics(folder, log_history):
 
 def check_values(function):
     """Return a reward function whose values are counted: TRL gives a single one to all."""
+
     @functools.wraps(function)
     def checked(completions, **kwargs):
         values = function(completions=completions, **kwargs)
