@@ -144,8 +144,7 @@ def main(args):
         peft_config=peft_config,
     )
     watch = make_watch(args, trainer, started)
-    effective = describe(args, trainer, dataset, held_out, max_prompt_length)
-    show_first_prompt(first_prompt, effective)
+    effective = describe(args, trainer, dataset, held_out, max_prompt_length, first_prompt)
     if training_args.use_vllm:
         if args.engine == "trl":
             send_adapters_to_vllm(trainer)
@@ -1022,17 +1021,17 @@ def get_completions_per_step(args) -> int:
     return args.per_device_train_batch_size * args.gradient_accumulation_steps * processes
 
 
-def describe(args, trainer, dataset, held_out, max_prompt_length) -> dict:
-    """Return what came of flags that the data, the hardware or the libraries decide."""
+def describe(args, trainer, dataset, held_out, max_prompt_length, first_prompt) -> dict:
+    """Print what the model is given; print and return what became of flags that others decide."""
     training_args = trainer.args
     trainable = [p.numel() for p in trainer.model.parameters() if p.requires_grad]
     completions = get_completions_per_step(args)
     warmup = training_args.get_warmup_steps(args.max_steps) if args.max_steps > 0 else None
-    return {
+    effective = {
         "prompts_per_step": completions // args.num_generations,
         "completions_per_step": completions,
         "max_prompt_length": max_prompt_length,
-        "max_completion_length": args.max_seq_length - max_prompt_length,
+        "max_completion_length": training_args.max_completion_length,
         "warmup_steps": warmup,
         "loss_type": training_args.loss_type,
         "beta": training_args.beta,
@@ -1042,19 +1041,12 @@ def describe(args, trainer, dataset, held_out, max_prompt_length) -> dict:
         "trainable_parameters": sum(trainable),
         "train_rows": len(dataset),
         "held_out_rows": len(held_out) if held_out else 0,
-        "steps": 0,
     }
-
-
-def show_first_prompt(first_prompt, effective):
-    """Print what the model will be given, and what came of the flags."""
-    if not is_main_process():
-        return
-    print("first prompt:", first_prompt, sep="\n")
-    for key, value in effective.items():
-        if key != "steps":  # none yet
-            print(f"{key}: {value}")
-    sys.stdout.flush()
+    if is_main_process():
+        print("first prompt:", first_prompt, sep="\n")
+        for key, value in effective.items():
+            print(f"{key}: {value}", flush=True)
+    return effective
 
 
 def start_swanlab(args):
