@@ -251,8 +251,6 @@ def get_dataset_commit(dataset) -> str | None:
 
 def hold_out(dataset, fraction: float, seed: int):
     """Return (train, held_out): `fraction` of the rows held out, and no question in both."""
-    if len(dataset) < 2:
-        fail("--eval-fraction needs at least two rows")
     if fraction * len(dataset) < 1:
         fail(f"--eval-fraction {fraction} of {len(dataset)} rows is less than one row")
     parts = dataset.train_test_split(test_size=fraction, seed=seed)

@@ -309,7 +309,7 @@ def test_no_system_prompt(tiny, tmp_path):
 def test_nothing_to_hold_out_or_to_train_on(tiny, tmp_path, capsys):
     one = write(tmp_path / "one.jsonl", [ROW])
     line = fails(capsys, load, tiny, one, "--eval-fraction", "0.5")
-    assert "--eval-fraction needs at least two rows" in line
+    assert "--eval-fraction 0.5 of 1 rows is less than one row" in line
     same = write(tmp_path / "same.jsonl", [ROW] * 4)
     line = fails(capsys, load, tiny, same, "--eval-fraction", "0.5")
     assert "--eval-fraction leaves nothing to train on" in line
