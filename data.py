@@ -267,63 +267,56 @@ def hold_out(dataset, fraction: float, seed: int):
 
 def add_data_arguments(parser):
     """Add the flags that data.py, train.py and evaluate.py share."""
-    group = parser.add_argument_group("data")
-    group.add_argument(
+    add = parser.add_argument_group("data").add_argument
+    add(
         "--model",
         type=hub_name_or_folder,
         default="deepseek-ai/DeepSeek-R1-0528-Qwen3-8B",
         help="model: hub name or local folder",
     )
-    group.add_argument("--revision", help="branch, tag or commit of a hub model; default: main")
-    group.add_argument(
+    add("--revision", help="branch, tag or commit of a hub model; default: main")
+    add(
         "--dataset",
         default="open-r1/DAPO-Math-17k-Processed",
         help="hub name, or a local .jsonl/.json/.parquet file or folder",
     )
-    group.add_argument(
-        "--dataset-config", default="en", help="configuration of a data set (GSM8K: main)"
-    )
-    group.add_argument(
+    add("--dataset-config", default="en", help="configuration of a data set (GSM8K: main)")
+    add(
         "--dataset-split",
         default="train",
         help="split of a hub data set, or start of the file names in a folder",
     )
-    group.add_argument("--dataset-revision", help="branch, tag or commit of a hub data set")
-    group.add_argument(
+    add("--dataset-revision", help="branch, tag or commit of a hub data set")
+    add(
         "--system-prompt",
         type=text,
         default="zh",
         help="zh (the tutorial's), en (its published run's), boxed (asks for \\boxed{} too), "
         "none (no system message), or any text",
     )
-    group.add_argument(
-        "--target-lang",
-        default="id",
-        choices=LANGUAGES,
-        help="language to think in, an ISO 639-1 code",
-    )
-    group.add_argument(
+    add("--target-lang", default="id", choices=LANGUAGES, help="language to think in, ISO 639-1")
+    add(
         "--reasoning-tokens",
         type=text,
         nargs=2,
         metavar=("START", "END"),
         help="tags of the thought, for a model without its own; default: the tokenizer's",
     )
-    group.add_argument(
+    add(
         "--max-prompt-quantile",
         type=number(float, above=0, most=1),
         default=0.9,
         metavar="Q",
         help="drop prompts longer than this quantile of the token lengths",
     )
-    group.add_argument(
+    add(
         "--eval-fraction",
         type=number(float, least=0, below=1),
         default=0.0,
         metavar="F",
         help="fraction of the prompts to hold out of training (the tutorial's comment: 0.01)",
     )
-    group.add_argument("--seed", type=number(int, least=0), default=3407, help="random seed")
+    add("--seed", type=number(int, least=0), default=3407, help="random seed")
 
 
 def make_parser(docstring: str) -> argparse.ArgumentParser:

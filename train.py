@@ -13,6 +13,7 @@ from the tutorial's text in this (tests/DEVIATIONS.md says why):
     python train.py --engine trl --model ./tiny --dataset sums.jsonl   # stock TRL: also on a CPU
 """
 
+import argparse
 import functools
 import glob
 import hashlib
@@ -1079,201 +1080,107 @@ def start_swanlab(args):
 def parse_arguments():
     parser = data.make_parser(__doc__)
     count = number(int, least=1)
-    share = number(float, least=0, most=1)
+    count_or_0 = number(int, least=0)
+    count_or_all = number(int, least=-1)
     positive = number(float, above=0)
+    positive_or_0 = number(float, least=0)
+    share = number(float, above=0, most=1)
+    share_or_0 = number(float, least=0, most=1)
+    on_or_off = argparse.BooleanOptionalAction  # --flag and --no-flag
 
-    group = parser.add_argument_group("run")
-    group.add_argument("--output-dir", default="outputs", help="folder for all that is written")
-    group.add_argument(
-        "--resume", action="store_true", help="go on with the run in --output-dir, if there is one"
-    )
-    group.add_argument(
-        "--max-steps",
-        type=number(int, least=-1),
-        default=100,
-        help="optimizer steps; -1: --num-train-epochs",
-    )
-    group.add_argument("--learning-rate", type=positive, default=5e-6, help="peak learning rate")
-    group.add_argument(
-        "--rewards",
-        choices=["tutorial", "improved"],
-        default="tutorial",
-        help="reward functions of rewards.py",
-    )
-    group.add_argument(
-        "--engine",
-        choices=["unsloth", "trl"],
-        default="unsloth",
-        help="unsloth: the tutorial's; trl: stock TRL + PEFT, also on a CPU",
-    )
+    add = parser.add_argument_group("run").add_argument
+    add("--output-dir", default="outputs", help="folder for all that is written")
+    add("--resume", action="store_true", help="go on with the run in --output-dir, if there is one")
+    add("--max-steps", type=count_or_all, default=100, help="optimizer steps; -1: by epochs")
+    add("--learning-rate", type=positive, default=5e-6, help="peak learning rate")
+    add("--rewards", choices=["tutorial", "improved"], default="tutorial", help="set of rewards.py")
+    add("--engine", choices=["unsloth", "trl"], default="unsloth", help="trl: also on a CPU")
     data.add_data_arguments(parser)
 
-    group = parser.add_argument_group("model and LoRA")
-    group.add_argument(
-        "--max-seq-length", type=count, default=1024, help="prompt + completion, in tokens"
-    )
-    group.add_argument(
-        "--load-in-4bit",
-        action="store_true",
-        default=True,
-        help="4-bit base (with --engine trl always 16-bit)",
-    )
-    group.add_argument("--no-load-in-4bit", dest="load_in_4bit", action="store_false")
-    group.add_argument(
-        "--fast-inference",
-        action="store_true",
-        default=True,
-        help="generate with vLLM (where there is a GPU)",
-    )
-    group.add_argument("--no-fast-inference", dest="fast_inference", action="store_false")
-    group.add_argument(
-        "--gpu-memory-utilization",
-        type=number(float, above=0, most=1),
-        default=0.7,
-        help="vLLM's share of GPU memory",
-    )
-    group.add_argument("--lora-rank", type=count, default=32, help="LoRA rank r")
-    group.add_argument("--lora-alpha", type=positive, help="LoRA scale; default: 2 * rank")
-    group.add_argument(
-        "--target-modules", nargs="+", default=LORA_TARGETS, help="layers that get an adapter"
-    )
-    group.add_argument(
+    add = parser.add_argument_group("model and LoRA").add_argument
+    add("--max-seq-length", type=count, default=1024, help="prompt + completion, in tokens")
+    add("--load-in-4bit", action=on_or_off, default=True, help="4-bit base (trl: always 16-bit)")
+    add("--fast-inference", action=on_or_off, default=True, help="generate with vLLM, on a GPU")
+    add("--gpu-memory-utilization", type=share, default=0.7, help="vLLM's share of GPU memory")
+    add("--lora-rank", type=count, default=32, help="LoRA rank r")
+    add("--lora-alpha", type=positive, help="LoRA scale; default: 2 * rank")
+    add("--target-modules", nargs="+", default=LORA_TARGETS, help="layers that get an adapter")
+    add(
         "--use-gradient-checkpointing",
         choices=["unsloth", "true", "false"],
         default="unsloth",
         help="recompute activations to save memory (trl: unsloth means true)",
     )
 
-    group = parser.add_argument_group("sampling")
-    group.add_argument(
-        "--temperature", type=positive, default=1.0, help="sampling temperature of rollouts"
-    )
-    group.add_argument(
-        "--min-p", type=share, default=0.1, help="least probability beside the likeliest token's"
-    )
-    group.add_argument(
-        "--top-p",
-        type=number(float, above=0, most=1),
-        default=1.0,
-        help="probability mass to sample from",
-    )
-    group.add_argument(
-        "--top-k",
-        type=number(int, least=-1),
-        default=-1,
-        help="number of tokens to sample from; -1: all",
-    )
-    group.add_argument(
-        "--num-generations",
-        type=number(int, least=2),
-        default=4,
-        help="completions per prompt: the group that GRPO compares",
-    )
+    add = parser.add_argument_group("sampling").add_argument
+    add("--temperature", type=positive, default=1.0, help="sampling temperature of rollouts")
+    add("--min-p", type=share_or_0, default=0.1, help="least probability beside the likeliest's")
+    add("--top-p", type=share, default=1.0, help="probability mass to sample from")
+    add("--top-k", type=count_or_all, default=-1, help="number of tokens to sample from; -1: all")
+    add("--num-generations", type=number(int, least=2), default=4, help="completions of a group")
 
-    group = parser.add_argument_group("GRPO")
-    group.add_argument(
-        "--reward-weights",
-        type=number(float),
-        nargs="+",
-        help="one per reward function; default: those in rewards.py",
-    )
-    group.add_argument(
+    add = parser.add_argument_group("GRPO").add_argument
+    add("--reward-weights", type=number(float), nargs="+", help="default: those in rewards.py")
+    add(
         "--loss-type",
-        default="bnpo",
         choices=["bnpo", "grpo", "dr_grpo", "dapo"],
+        default="bnpo",
         help="TRL's loss_type; bnpo: Unsloth's default when the tutorial ran",
     )
-    group.add_argument(
-        "--beta",
-        type=number(float, least=0),
-        default=0.001,
-        help="weight of the KL term; 0.001: Unsloth's default then",
+    add(
+        "--beta", type=positive_or_0, default=0.001, help="KL weight; 0.001: Unsloth's default then"
     )
-    group.add_argument(
+    add(
         "--scale-rewards",
         choices=["group", "batch", "none"],
         default="group",
         help="whose standard deviation divides the advantages",
     )
-    group.add_argument(
-        "--mask-truncated-completions",
-        action="store_true",
-        help="leave cut-off completions out of the loss",
-    )
-    group.add_argument(
-        "--weight-decay", type=number(float, least=0), default=0.01, help="AdamW's weight decay"
-    )
-    group.add_argument(
-        "--warmup-ratio",
-        type=number(float, least=0, below=1),
-        default=0.1,
-        help="share of the steps to warm up",
-    )
-    group.add_argument(
+    add("--mask-truncated-completions", action="store_true", help="no loss on cut-off completions")
+    add("--weight-decay", type=positive_or_0, default=0.01, help="AdamW's weight decay")
+    add("--warmup-ratio", type=number(float, least=0, below=1), default=0.1, help="share of steps")
+    add(
         "--lr-scheduler-type",
         choices=["linear", "cosine", "constant", "constant_with_warmup"],
         default="linear",
         help="learning rate schedule",
     )
-    group.add_argument(
+    add(
         "--optim",
         choices=["adamw_8bit", "paged_adamw_8bit", "adamw_torch", "adamw_torch_fused"],
         default="adamw_8bit",
         help="optimizer (on a CPU: adamw_torch)",
     )
-    group.add_argument(
+    add(
         "--per-device-train-batch-size",
         type=count,
         default=1,
         help="completions per device and micro-batch; 1 becomes --num-generations where a step "
         "would hold no whole group, as in Unsloth",
     )
-    group.add_argument(
-        "--gradient-accumulation-steps", type=count, default=1, help="micro-batches per step"
-    )
-    group.add_argument(
-        "--num-train-epochs",
-        type=positive,
-        default=1.0,
-        help="passes over the data if --max-steps is -1",
-    )
-    group.add_argument(
+    add("--gradient-accumulation-steps", type=count, default=1, help="micro-batches per step")
+    add("--num-train-epochs", type=positive, default=1.0, help="passes if --max-steps is -1")
+    add(
         "--stop-if-stuck",
-        type=number(int, least=0),
+        type=count_or_0,
         default=0,
         metavar="N",
         help="stop after N logged steps that cannot teach; 0: only warn",
     )
 
-    group = parser.add_argument_group("output")
-    group.add_argument(
-        "--logging-steps", type=count, default=1, help="steps between lines of metrics.jsonl"
-    )
-    group.add_argument(
-        "--save-steps", type=count, default=20, help="steps between checkpoints (tutorial: 100)"
-    )
-    group.add_argument(
-        "--save-total-limit", type=count, default=2, help="checkpoints to keep, the newest"
-    )
-    group.add_argument(
-        "--eval-steps",
-        type=number(int, least=0),
-        default=0,
-        help="steps between rewards on held-out prompts; 0: never",
-    )
-    group.add_argument(
-        "--min-held-out",
-        type=number(int, least=0),
-        default=0,
-        help="end before training where fewer prompts would be held out",
-    )
-    group.add_argument(
+    add = parser.add_argument_group("output").add_argument
+    add("--logging-steps", type=count, default=1, help="steps between lines of metrics.jsonl")
+    add("--save-steps", type=count, default=20, help="steps between checkpoints (tutorial: 100)")
+    add("--save-total-limit", type=count, default=2, help="checkpoints to keep, the newest")
+    add("--eval-steps", type=count_or_0, default=0, help="steps between held-out rewards; 0: never")
+    add("--min-held-out", type=count_or_0, default=0, help="end at once if fewer are held out")
+    add(
         "--report-to",
         choices=["swanlab", "wandb", "tensorboard", "none"],
         default="swanlab",
         help="tracker",
     )
-    group.add_argument(
+    add(
         "--swanlab-mode",
         choices=["offline", "cloud", "local", "disabled"],
         default="local",
