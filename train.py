@@ -914,10 +914,7 @@ def draw_curves(folder, log_history):
     rows = [row for row in log_history if "reward" in row]
     if len(rows) < 2:
         return
-    import matplotlib
-
-    matplotlib.use("Agg")
-    import matplotlib.pyplot as plt
+    from matplotlib.figure import Figure
 
     steps = [row["step"] for row in rows]
     parts = [key for key in rows[-1] if key.startswith("rewards/") and key.endswith("/mean")]
@@ -931,7 +928,8 @@ def draw_curves(folder, log_history):
             "frac_reward_zero_std",
         ],
     }
-    figure, axes = plt.subplots(2, 2, figsize=(13, 8))
+    figure = Figure(figsize=(13, 8), layout="tight")
+    axes = figure.subplots(2, 2)
     for axis, (title, keys) in zip(axes.flat, panels.items()):
         for key in keys:
             name = key.removeprefix("rewards/").removesuffix("/mean").split("/")[-1]
@@ -939,10 +937,8 @@ def draw_curves(folder, log_history):
         axis.set(title=title, xlabel="step")
         axis.grid(alpha=0.3)
         axis.legend(fontsize=8)
-    figure.tight_layout()
     with whole_file(os.path.join(folder, "curves.png")) as name:
         figure.savefig(name, dpi=100, format="png")
-    plt.close(figure)
 
 
 def write_card(args):
