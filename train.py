@@ -35,6 +35,7 @@ import data
 from data import fail, number, one_line, whole_file
 
 LORA_TARGETS = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
+CHECKPOINTING = {"unsloth": "unsloth", "true": True, "false": False}
 
 
 def main(args):
@@ -61,7 +62,7 @@ def main(args):
             r=args.lora_rank,
             target_modules=args.target_modules,
             lora_alpha=args.lora_alpha,
-            use_gradient_checkpointing=get_checkpointing(args),
+            use_gradient_checkpointing=CHECKPOINTING[args.use_gradient_checkpointing],
             random_state=args.seed,
         )
         peft_config = None
@@ -196,11 +197,6 @@ def load_with_trl(args):
         task_type="CAUSAL_LM",
     )
     return model, tokenizer, peft_config
-
-
-def get_checkpointing(args):
-    """Return Unsloth's use_gradient_checkpointing: "unsloth", True or False."""
-    return {"true": True, "false": False}.get(args.use_gradient_checkpointing, "unsloth")
 
 
 def set_environment():
@@ -1103,7 +1099,7 @@ def parse_arguments():
     add("--target-modules", nargs="+", default=LORA_TARGETS, help="layers that get an adapter")
     add(
         "--use-gradient-checkpointing",
-        choices=["unsloth", "true", "false"],
+        choices=CHECKPOINTING,
         default="unsloth",
         help="recompute activations to save memory (trl: unsloth means true)",
     )
