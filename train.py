@@ -708,11 +708,10 @@ def finish_run(args, trainer, watch, started):
     """Write run.json of a finished run and print its summary."""
     import torch
 
-    gpu = torch.cuda.is_available()
     run = read_run(args.output_dir)
     steps = [row for row in trainer.state.log_history if "reward" in row]
     memory = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
-    if gpu:
+    if torch.cuda.is_available():
         memory = torch.cuda.max_memory_reserved() / 2**30
     summary = {
         "seconds": round(time.time() - started, 1),
@@ -721,10 +720,9 @@ def finish_run(args, trainer, watch, started):
         "last_step": steps[-1],
     }
     effective = run["effective"] | {"steps": trainer.state.global_step}
-    held_out = run["held_out"]
     stuck = watch.stuck and args.stop_if_stuck
     state = "stuck" if stuck else "finished"
-    write_run(args, state=state, effective=effective, held_out=held_out, **summary)
+    write_run(args, state=state, effective=effective, held_out=run["held_out"], **summary)
     draw_curves(args.output_dir, trainer.state.log_history)
     print_summary(steps)
     print(f"steps: {trainer.state.global_step}")
