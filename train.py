@@ -667,9 +667,7 @@ def find_checkpoint(folder) -> str | None:
 def mark_complete(path):
     """List a checkpoint's files with their sizes, so that a half-written one is never resumed."""
     sizes = {name: os.path.getsize(os.path.join(path, name)) for name in os.listdir(path)}
-    with whole_file(os.path.join(path, "complete.json")) as name:
-        with open(name, "w") as file:
-            json.dump(sizes, file)
+    write(os.path.join(path, "complete.json"), json.dumps(sizes))
 
 
 def write_run(args, state, **entries):
@@ -692,9 +690,15 @@ def write_run(args, state, **entries):
         "commit": git.stdout.strip(),
         "hardware": torch.cuda.get_device_name() if gpu else f"CPU, {os.cpu_count()} cores",
     }
-    with whole_file(os.path.join(args.output_dir, "run.json")) as name:
+    text = json.dumps(run | entries, indent=1, ensure_ascii=False)
+    write(os.path.join(args.output_dir, "run.json"), text)
+
+
+def write(path: str, text: str):
+    """Write a text file; whoever reads it meanwhile finds the one before, whole."""
+    with whole_file(path) as name:
         with open(name, "w", encoding="utf-8") as file:
-            json.dump(run | entries, file, indent=1, ensure_ascii=False)
+            file.write(text)
 
 
 def get_questions(held_out):
@@ -830,7 +834,8 @@ def make_watch(args, trainer, started):
             check_finite(logs, state.global_step)
             if not is_main_process():
                 return
-            write_metrics(args.output_dir, state.log_history)
+            rows = [json.dumps(row) + "\n" for row in state.log_history]
+            write(os.path.join(args.output_dir, "metrics.jsonl"), "".join(rows))
             if "reward" in logs:
                 print(describe_step(logs, state), flush=True)
                 if args.rewards != "tutorial" and state.global_step % 10 == 1:
@@ -950,17 +955,7 @@ def write_card(args):
         "| eval/ | evaluate.py's results: results.json, samples.md |",
         "| export/ | export.py's models |",
     ]
-    with whole_file(os.path.join(args.output_dir, "README.md")) as name:
-        with open(name, "w", encoding="utf-8") as file:
-            file.write("\n".join(lines) + "\n")
-
-
-def write_metrics(folder, log_history):
-    """Write metrics.jsonl: one JSON object a logged step."""
-    with whole_file(os.path.join(folder, "metrics.jsonl")) as name:
-        with open(name, "w") as file:
-            for row in log_history:
-                file.write(json.dumps(row) + "\n")
+    write(os.path.join(args.output_dir, "README.md"), "\n".join(lines) + "\n")
 
 
 def check_values(function):
