@@ -79,7 +79,7 @@ def main(args):
 
     think_is_prefilled = first_prompt.rstrip().endswith(args.reasoning_tokens[0])
     rewards.configure(args.reasoning_tokens, args.target_lang, think_is_prefilled)
-    reward_funcs = [*rewards.REWARDS[args.rewards], *rewards.MEASURED]
+    reward_funcs = [*rewards.REWARDS[args.rewards], *rewards.MEASURED]  # the latter: weight 0
     args.reward_weights = args.reward_weights or list(rewards.REWARDS[args.rewards].values())
 
     # 训练模型
@@ -145,6 +145,8 @@ def main(args):
         eval_dataset=held_out,
         peft_config=peft_config,
     )
+
+    # Before the first step: what is printed and recorded, and whether rollouts follow the LoRA
     watch = make_watch(args, trainer, started)
     effective = describe(args, trainer, dataset, held_out, max_prompt_length, first_prompt)
     if training_args.use_vllm:
@@ -302,10 +304,7 @@ def check_weights(folder, model):
                 names.update(file.keys())
     except (SafetensorError, OSError) as error:
         fail(f"cannot load {folder}: {one_line(error)}")
-    needed = {name for name, _ in model.named_parameters()}
-    if model.config.tie_word_embeddings:
-        needed.discard("lm_head.weight")
-    missing = sorted(needed - names)
+    missing = sorted({name for name, _ in model.named_parameters()} - names)
     if not names or (missing and not hasattr(model.config, "quantization_config")):
         fail(f"cannot load {folder}: its .safetensors lack {', '.join(missing[:3]) or 'weights'}")
 
@@ -409,7 +408,7 @@ def check_adapter_fits(folder, config, tensors, model, revision):
 
 
 def fingerprint(model: str, revision: str | None = None) -> str:
-    """Return a hash of a model's config and the ends of its weight files: tells models apart."""
+    """Return a hash of the sizes and ends of a model's weight files: tells models apart."""
     from transformers.utils import cached_file
 
     folder = os.path.dirname(cached_file(model, "config.json", revision=revision))
