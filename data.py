@@ -281,11 +281,7 @@ def add_data_arguments(parser):
         help="hub name, or a local .jsonl/.json/.parquet file or folder",
     )
     add("--dataset-config", default="en", help="configuration of a data set (GSM8K: main)")
-    add(
-        "--dataset-split",
-        default="train",
-        help="split of a hub data set, or start of the file names in a folder",
-    )
+    add("--dataset-split", default="train", help="split, or start of the file names in a folder")
     add("--dataset-revision", help="branch, tag or commit of a hub data set")
     add(
         "--system-prompt",
@@ -376,14 +372,14 @@ def check_reasoning_tokens(args):
 
 
 @contextlib.contextmanager
-def say_what_is_tried(name: str, seconds: float = 10):
-    """Say what to set, if the hub has not answered after some seconds: it is tried for minutes."""
+def say_what_is_tried(name: str):
+    """Say what to set, if the hub has not answered in 10 seconds: it is tried for minutes."""
     hub = os.environ.get("HF_ENDPOINT", "https://huggingface.co")
     message = (
         f"still asking {hub} for {name}; if it cannot be reached: HF_ENDPOINT=https://hf-mirror.com"
         ", or HF_HUB_OFFLINE=1 for what has been downloaded, or name a local folder"
     )
-    timer = threading.Timer(seconds, print, [message], {"file": sys.stderr, "flush": True})
+    timer = threading.Timer(10, print, [message], {"file": sys.stderr, "flush": True})
     timer.daemon = True
     timer.start()
     try:
