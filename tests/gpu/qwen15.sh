@@ -44,7 +44,7 @@ judge() {    # judge NAME EVALUATION FLAGS...; in memory that a training beside 
     local name=$1 evaluation=$2 start=$SECONDS
     shift 2
     port python3 tests/gpu/as_card.py 10 evaluate.py --dataset "$judge" --num-samples 300 \
-        --max-tokens 800 --gpu-memory-utilization 0.9 --name "$evaluation" "$@" \
+        --max-prompt-quantile 1 --max-tokens 800 --gpu-memory-utilization 0.9 --name "$evaluation" "$@" \
         > "$out/$name.$evaluation.log" 2>&1
     echo "$name $evaluation: exit $?, $((SECONDS - start)) s"
     grep "^verdict" "$out/$name.$evaluation.log"
