@@ -57,6 +57,9 @@ NATIVE_PROMPTS = {
     "id": """Anda diberi sebuah soal. Pikirkan langkah demi langkah dalam bahasa Indonesia \
 di antara {start} dan {end}, dan periksa setiap hitungan.
 Setelah {end}, tuliskan jawaban akhir sebagai \\boxed{angka}.""",
+    "vi": """Bạn được cho một bài toán. Hãy suy nghĩ từng bước bằng tiếng Việt \
+giữa {start} và {end}, và kiểm tra từng phép tính.
+Sau {end}, hãy viết đáp số cuối cùng dưới dạng \\boxed{số}.""",
 }
 
 
@@ -288,7 +291,7 @@ def add_data_arguments(parser):
         type=text,
         default="zh",
         help="zh (the tutorial's), en (its published run's), boxed (asks for \\boxed{} too), "
-        "none (no system message), or any text",
+        "native (the same in the target language), none (no system message), or any text",
     )
     add("--target-lang", default="id", choices=LANGUAGES, help="language to think in, ISO 639-1")
     add(

@@ -42,7 +42,7 @@ def main(args):
     adapter_config = check_adapter(args.adapter, args.model, args.revision)
     system_prompt = get_system_prompt(arguments)
     conversations = [data.make_messages(problem, system_prompt) for problem in PROBLEMS]
-    prompts = encode_prompts(tokenizer, conversations)
+    prompts = [data.encode_prompt(tokenizer, conversation) for conversation in conversations]
     results = read_results(args)  # evaluate.py's, for the model cards
     partial = make_folders(args)
 
@@ -51,7 +51,9 @@ def main(args):
         started = time.time()
         folder = os.path.join(partial, "merged_16bit")
         if args.engine == "unsloth":
-            merge_with_unsloth(args, folder)
+            # apart: Unsloth patches transformers, which the proofs below shall use as it is
+            what = f"Unsloth could not merge {args.adapter} into {args.model}"
+            run_apart(what, merge_with_unsloth, args.model, args.revision, args.adapter, folder)
         model = load_base_with_adapter(args)
         references = answer_greedily(model, prompts)
         with model.disable_adapter():
@@ -123,17 +125,8 @@ def main(args):
 SHARD_SIZE = "4GB"  # a download that breaks off costs one file
 
 
-def merge_with_unsloth(args, folder: str):
-    """Write the 16-bit base with the adapter merged into it to `folder` (tutorial, "合并为16位").
-
-    In a process of its own: Unsloth patches transformers, which the proofs shall use as it is.
-    """
-    what = f"Unsloth could not merge {args.adapter} into {args.model}"
-    run_apart(what, call_unsloth, args.model, args.revision, args.adapter, folder)
-
-
-def call_unsloth(model_name, revision, adapter, folder):
-    """The tutorial's save_pretrained_merged, on the 16-bit base."""
+def merge_with_unsloth(model_name, revision, adapter, folder):
+    """Write the 16-bit base with the adapter merged into it (tutorial, "合并为16位")."""
     os.environ.setdefault("UNSLOTH_PREWARM_HUB_CACHE", "0")  # else the base is downloaded twice
     from unsloth import FastLanguageModel  # before peft, which it patches
     from peft import set_peft_model_state_dict
@@ -466,14 +459,9 @@ def gguf_adds_bos(path: str) -> bool:
     return model.get_vocab().get_add_bos()
 
 
-def get_lora_layers(model) -> list:
-    """Return (name, module) of every layer that has an adapter."""
-    return [(name, m) for name, m in model.named_modules() if getattr(m, "lora_B", None)]
-
-
 def sample_matrices(model) -> list[dict]:
     """Return about eight adapted matrices, evenly spread: name, base and delta = B @ A * scale."""
-    layers = get_lora_layers(model)
+    layers = [(name, m) for name, m in model.named_modules() if getattr(m, "lora_B", None)]
     matrices = []
     for name, module in layers[:: max(1, len(layers) // 8)]:
         lora_a = module.lora_A["default"].weight.cpu().float()
@@ -641,11 +629,6 @@ def get_system_prompt(arguments: dict) -> str | None:
         arguments.get("target_lang", "id"),
         arguments.get("reasoning_tokens") or ("<think>", "</think>"),
     )
-
-
-def encode_prompts(tokenizer, conversations: list) -> list[list[int]]:
-    """Return the conversations as token ids."""
-    return [data.encode_prompt(tokenizer, conversation) for conversation in conversations]
 
 
 def read_results(args) -> dict:

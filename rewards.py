@@ -125,6 +125,7 @@ def check_answer(prompts, completions, answer, **kwargs) -> list[float]:
 match_numbers = re.compile(r"-?[\d.,]+")
 
 
+@functools.lru_cache(maxsize=1024)  # two functions ask about each completion
 def get_lang(text: str) -> str:
     """Return langid's ISO 639-1 code for a text, "und" for an empty one."""
     if not text:

@@ -7,7 +7,7 @@
 #   bash run.sh fast        the tutorial's rewards and lengths at a high throughput, 16-bit
 #                             100 steps of 128: about 1 hour on an H100; 69 GiB; outputs-fast/
 #   bash run.sh improved    better rewards, room to finish, held-out problems, 16-bit
-#                             200 steps of 64 longer ones: at most 6 h 15 min on an H200; 65 GiB;
+#                             100 steps of 64 longer ones: at most 3 h 10 min on an H200; 65 GiB;
 #                             outputs-improved/
 #   bash run.sh demo        no GPU and no model download: a 0.7 M parameter model
 #                             4 minutes on 2 cores; outputs-demo/
@@ -57,12 +57,12 @@ fast() {    # stock TRL was measured faster than Unsloth in 16-bit (tests/gpu/RE
 
 improved() {    # flags and their sources: README, "The improved recipe"
     on_all_gpus train.py --output-dir outputs-improved --resume --engine trl \
-        --eval-fraction 0.05 --min-held-out 200 --system-prompt boxed --rewards improved \
-        --max-seq-length 4096 --mask-truncated-completions --stop-if-stuck 20 \
+        --dataset openai/gsm8k --dataset-config main --eval-fraction 0.05 --min-held-out 200 \
+        --system-prompt native --rewards improved --scale-rewards none --max-seq-length 4096 \
+        --mask-truncated-completions --stop-if-stuck 20 \
         --num-generations 8 --per-device-train-batch-size 2 \
         --gradient-accumulation-steps $((32 / gpus)) --gpu-memory-utilization 0.45 \
-        --loss-type dapo --beta 0 --learning-rate 2e-5 --min-p 0 \
-        --max-steps 200 "$@"
+        --loss-type dapo --beta 0 --min-p 0 --learning-rate 1e-4 --max-steps 100 "$@"
     unless_newer outputs-improved/eval/results.json outputs-improved/$adapter \
         "$python" evaluate.py --output-dir outputs-improved --split held-out \
         --num-samples 200 --max-tokens 3900 "${share[@]}"

@@ -758,6 +758,7 @@ def print_summary(steps):
 def train(args, trainer, watch):
     """trainer.train(), from args.checkpoint if there is one; SIGINT and SIGTERM save and stop."""
     import torch
+    from peft.helpers import disable_input_dtype_casting
 
     stop = {"signal": None}
 
@@ -772,7 +773,10 @@ def train(args, trainer, watch):
     if args.checkpoint and is_trained(args, args.checkpoint):
         take_adapter(trainer, args.checkpoint)  # transformers would train one step more
     else:
-        trainer.train(resume_from_checkpoint=args.checkpoint)
+        # PEFT casts a LoRA's input to float32 and autocast back to bfloat16: 13 % of an update's
+        # time on an H100, for the same product
+        with disable_input_dtype_casting(trainer.model, active=args.engine == "trl" and has_gpu()):
+            trainer.train(resume_from_checkpoint=args.checkpoint)
     if torch.distributed.is_initialized():
         torch.distributed.destroy_process_group()  # a process that ends without can abort
     if stop["signal"] and not is_trained(args, find_checkpoint(args.output_dir)):

@@ -412,7 +412,7 @@ def test_unsloth_is_called_as_the_tutorial_does(outputs, tmp_path, monkeypatch):
     stand_in = types.SimpleNamespace(FastLanguageModel=FastLanguageModel)
     monkeypatch.setitem(sys.modules, "unsloth", stand_in)
     base, adapter = outputs.parent / "base", outputs / "grpo_lora"
-    export.call_unsloth(str(base), "v1", str(adapter), str(tmp_path / "merged"))
+    export.merge_with_unsloth(str(base), "v1", str(adapter), str(tmp_path / "merged"))
     assert calls["load"]["load_in_4bit"] is False
     assert calls["load"]["use_exact_model_name"] is True
     assert calls["load"]["revision"] == "v1"
@@ -720,7 +720,7 @@ def test_another_chat_template_is_noticed(outputs, tmp_path, capsys):
     tokenizer = data.load_tokenizer(str(tmp_path / "base"))
     tokenizer.save_pretrained(tmp_path / "base")
     conversations = [data.make_messages(problem, "Think.") for problem in export.PROBLEMS]
-    prompts = export.encode_prompts(tokenizer, conversations)
+    prompts = [data.encode_prompt(tokenizer, messages) for messages in conversations]
     export.check_tokenizer(str(tmp_path / "base"), conversations, prompts)
     declare_llama(tmp_path / "base")
     with pytest.raises(SystemExit):

@@ -3,6 +3,7 @@
 bash tests/run.sh -k readme
 """
 
+import json
 import re
 from collections import Counter
 from types import SimpleNamespace
@@ -95,10 +96,10 @@ def test_the_table_of_improved_is_what_run_sh_does(name):
     text = read(name)
     start = text.index("| `--rewards improved`")
     table = text[start : text.index("\n\n", start)]
-    shown = re.findall(r"(--[a-z0-9-]+)((?: [a-z0-9.e-]+)?)(?=[ `])", table)
+    shown = re.findall(r"(--[a-z0-9-]+)((?: [a-z0-9./-]+)?)(?=[ `])", table)
     recipe = re.search(r"^improved\(\).*?\"\$@\"", read("run.sh"), re.MULTILINE | re.DOTALL)[0]
     recipe = recipe.replace("$((32 / gpus))", "32")
-    done = re.findall(r"(--[a-z0-9-]+)((?: (?!--)[a-z0-9.e-]+)?)", recipe.replace("\\\n", ""))
+    done = re.findall(r"(--[a-z0-9-]+)((?: (?!--)[a-z0-9./-]+)?)", recipe.replace("\\\n", ""))
     expected = set(done) - {("--output-dir", " outputs-improved"), ("--resume", "")}
     assert {(flag, value.strip()) for flag, value in shown} == {
         (flag, value.strip()) for flag, value in expected
@@ -200,7 +201,9 @@ def test_the_pair_is_quoted_from_its_file(name):
     [
         ("3,603", r"\| fast \| 128 \|.*\| 3,603 \|"),
         ("265", r"\| tutorial \| 4 \|.*\| 265 \|"),
-        ("1,790", r"\| trl16-cold \| 16 \|.*\| 1,790 \|"),
+        ("2,946", r"\| fast-ddp1 \| 128 \|.*\| 2,946 \|"),
+        ("3,282", r"\| trl128: .*\| 3,282 \|"),
+        ("1.71", r"\| fast-ddp2 \| 128 \|.*\| 1\.71 \|"),
         ("112 s", r"\| improved \(4,096 tokens.*\| 111\.6 \|"),
         ("57 GiB", r"\| tutorial \(Unsloth, 4-bit, 10 steps\).*\| 57\.06 \|"),
         ("65 GiB", r"\| improved \(4,096 tokens.*\| 65\.3 \|"),
@@ -231,9 +234,26 @@ def test_the_first_table_is_the_gpu_log_rounded(name, row):
 
 
 @pytest.mark.parametrize("name", READMES)
+def test_what_training_reached_is_in_the_metrics(name):
+    """The first 5 and the last 10 steps of both runs, as the paragraph under the table has them."""
+    shown = []
+    for key in ("accuracy", "indonesian_rate"):
+        runs = []
+        for seed in (1, 2):
+            path = f"tests/results/gpu-2026-11-24-h100x2/qwen15-native-{seed}.jsonl"
+            rows = [json.loads(line) for line in read(path).splitlines()]
+            values = [row[f"rewards/{key}/mean"] for row in rows if "reward" in row]
+            runs.append([100 * sum(part) / len(part) for part in (values[:5], values[-10:])])
+        (first, last), (first_2, last_2) = runs
+        shown.append(f"{first:.0f}, {first_2:.0f} -> {last:.0f}, {last_2:.0f} %")
+    for numbers in shown:
+        assert numbers in read(name)
+
+
+@pytest.mark.parametrize("name", READMES)
 def test_extrapolations_follow_from_what_was_measured(name):
-    assert f"{8 * 1790:,}" in read(name)
-    assert f"{8 * 3603:,}" in read(name)
+    assert f"{8 * 2946:,}" in read(name)
+    assert "3 h 10 min" in read(name) and 180 < 100 * 111.6 / 60 < 190
 
 
 @pytest.mark.parametrize("name", READMES)

@@ -38,6 +38,12 @@ improved() {  # improved NAME: 64 completions a step
         --per-device-train-batch-size 2 --gradient-accumulation-steps $((32 / ${gpus:-1})) --loss-type dapo --beta 0 --learning-rate 2e-5 --min-p 0 \
         --max-steps 2 --gpu-memory-utilization "$(u 0.45)"
 }
+chain() {  # chain CARD_GIB SHARE FLAGS...: two steps of bash run.sh tutorial and all that follows them, on a smaller card
+    local card=$1 share=$2 name=chain${1%%.*}; shift 2
+    train "$name" 400 --max-steps 2 --learning-rate 1e-3 --warmup-ratio 0 --gpu-memory-utilization "$share" "$@"
+    step "$name-evaluate" 300 python3 tests/gpu/as_card.py "$card" evaluate.py --output-dir "$out/$name" --gpu-memory-utilization "$share" --max-tokens 256
+    step "$name-export" 400 python3 tests/gpu/as_card.py "$card" export.py --output-dir "$out/$name" --format merged_16bit
+}
 ddp() {  # ddp RECIPE GPUS; one GPU is the first, without torchrun
     local gpus=$2 visible=${CUDA_VISIBLE_DEVICES:-0}
     if [ "$gpus" = 1 ]; then
@@ -86,6 +92,8 @@ for measurement in "$@"; do
         24-4bit-4x1024) card=23.5 train "$measurement" 400 --max-steps 2 --gpu-memory-utilization 0.6 ;;
         24-4bit-8x2048) card=23.5 train "$measurement" 400 --max-steps 1 --warmup-ratio 0 --gpu-memory-utilization 0.6 --num-generations 8 --max-seq-length 2048 ;;
         40-4bit-8x4096) card=39.4 train "$measurement" 500 --max-steps 1 --warmup-ratio 0 --gpu-memory-utilization 0.6 --num-generations 8 --max-seq-length 4096 ;;
+        chain24) chain 23.5 0.6 ;;  # the README's whole command for such a card: training, evaluation, export
+        chain40) chain 39.4 0.65 --no-load-in-4bit --num-generations 8 ;;
         40-16bit-8x1024) card=39.4 train "$measurement" 400 --max-steps 2 --gpu-memory-utilization 0.65 --num-generations 8 --no-load-in-4bit ;;
         *) echo "unknown measurement $measurement" ;;
     esac

@@ -10,7 +10,8 @@
 # it, dequantised). TRAIN, JUDGE: two .jsonl files of GSM8K rows that share no problem. SEEDS="1 2 3"
 # and STEPS=60 can be set. Arms:
 #   base        the model as it is, under each prompt
-#   tutorial    the tutorial's rewards, flags and prompt, with as many completions
+#   tutorial    the tutorial's rewards, flags and prompt with as many completions a step, and for
+#               them the learning rate 5e-6 * sqrt(16), as in run.sh's fast
 #   improved    the improved recipe; FLAGS (a variable) is appended, to try something
 #   improved with one part off: boxed (another prompt), group (advantages divided by the group's
 #               deviation), constant (learning rate), slow (learning rate 2e-5), tutorialrewards
@@ -44,7 +45,7 @@ judge() {    # judge NAME EVALUATION FLAGS...; in memory that a training beside 
     local name=$1 evaluation=$2 start=$SECONDS
     shift 2
     port python3 tests/gpu/as_card.py 10 evaluate.py --dataset "$judge" --num-samples 300 \
-        --max-tokens 800 --gpu-memory-utilization 0.9 --name "$evaluation" "$@" \
+        --max-prompt-quantile 1 --max-tokens 800 --gpu-memory-utilization 0.9 --name "$evaluation" "$@" \
         > "$out/$name.$evaluation.log" 2>&1
     echo "$name $evaluation: exit $?, $((SECONDS - start)) s"
     grep "^verdict" "$out/$name.$evaluation.log"
@@ -73,7 +74,8 @@ for arm in "$@"; do
             slow) own+=(--learning-rate 2e-5) ;;
             tutorialrewards) own+=(--rewards tutorial) ;;
             tutorial)
-                run "tutorial-$seed" --max-steps $((steps * 16)) --save-steps 200 "${own[@]}"
+                run "tutorial-$seed" --max-steps "$steps" --per-device-train-batch-size 8 \
+                    --gradient-accumulation-steps 8 --learning-rate 2e-5 "${own[@]}"
                 continue ;;
             *) echo "unknown arm $arm"; exit 2 ;;
         esac
