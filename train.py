@@ -449,6 +449,7 @@ def send_adapters_to_vllm(trainer):
     from vllm.lora.request import LoRARequest
 
     vllm = trainer.vllm_generation
+    vllm.generation_kwargs["detokenize"] = False  # TRL decodes the tokens itself
     generate = vllm.llm.generate
     memory = "/dev/shm" if os.path.isdir("/dev/shm") else None
     folder = tempfile.TemporaryDirectory(dir=memory, prefix="grpo_lora-")
