@@ -947,6 +947,8 @@ def draw_curves(folder, log_history):
 
 def write_card(args):
     """Write OUTPUT_DIR/README.md in place of TRL's card: what lies there, and what to do next."""
+    if not is_main_process():  # TRL calls this in every process
+        return
     lines = [
         f"# {os.path.basename(os.path.normpath(args.model))}, GRPO ({args.rewards} rewards)",
         "",
