@@ -487,8 +487,10 @@ def test_vllm_gets_the_adapter_itself(tiny, monkeypatch):
     llm = SimpleNamespace(generate=generate, reset_prefix_cache=lambda: resets.append(1))
     model = make_model(tiny)
     base = {name: p.detach().clone() for name, p in model.named_parameters() if "lora" not in name}
-    trainer = SimpleNamespace(model=model, vllm_generation=SimpleNamespace(llm=llm))
+    vllm = SimpleNamespace(llm=llm, generation_kwargs={})
+    trainer = SimpleNamespace(model=model, vllm_generation=vllm)
     train.send_adapters_to_vllm(trainer)
+    assert vllm.generation_kwargs == {"detokenize": False}
     lora_b = [p for name, p in model.named_parameters() if "lora_B" in name]
     for value in (0.0, 3e-5):
         for p in lora_b:
