@@ -18,6 +18,7 @@ import functools
 import glob
 import hashlib
 import importlib.util
+import inspect
 import itertools
 import json
 import logging
@@ -967,6 +968,8 @@ def write_card(args):
 
 def check_values(function):
     """Return a reward function whose values are counted: TRL gives a single one to all."""
+    if inspect.iscoroutinefunction(function):  # a fork's: TRL awaits these itself
+        return function
 
     @functools.wraps(function)
     def checked(completions, **kwargs):

@@ -294,6 +294,13 @@ def test_a_reward_that_returns_nonsense_stops(values, message, capsys):
     assert stopped.value.code == 1 and message in capsys.readouterr().err
 
 
+def test_an_async_reward_stays_one():
+    async def reward(completions, **kwargs):
+        return [1.0]
+
+    assert train.check_values(reward) is reward
+
+
 def test_a_reward_may_skip_rows_and_keeps_its_own_traceback():
     def reward(completions, **kwargs):
         return [1.0, None]
