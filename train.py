@@ -792,6 +792,10 @@ def train(args, trainer, watch):
     watch.stop = stop
     for signum in (signal.SIGINT, signal.SIGTERM):
         signal.signal(signum, stop_after_step)
+    # Trainer loads the optimizer to "cpu:0" in several processes on a CPU; torch knows only "cpu"
+    torch.serialization.register_package(
+        30, lambda storage: None, lambda storage, place: storage if place == "cpu:0" else None
+    )
     if args.checkpoint and is_trained(args, args.checkpoint):
         take_adapter(trainer, args.checkpoint)  # transformers would train one step more
     else:
@@ -967,6 +971,8 @@ def draw_curves(folder, log_history):
 
 def write_card(args):
     """Write OUTPUT_DIR/README.md in place of TRL's card: what lies there, and what to do next."""
+    if not is_main_process():  # TRL calls this in every process
+        return
     lines = [
         f"# {os.path.basename(os.path.normpath(args.model))}, GRPO ({args.rewards} rewards)",
         "",

@@ -3,6 +3,7 @@
 bash tests/run.sh -k processes
 """
 
+import argparse
 import json
 import os
 import shutil
@@ -11,7 +12,6 @@ import socket
 import subprocess
 import sys
 
-import pytest
 from conftest import ROOT, run_script, train_arguments
 
 import train
@@ -80,11 +80,17 @@ def test_two_agents_of_two_processes_train_the_adapter_of_one_agent_of_four(tiny
     assert read_adapter(four) == read_adapter(one)
 
 
-@pytest.mark.xfail(
-    strict=True,
-    raises=AssertionError,
-    reason="on CPUs Trainer loads optimizer.pt to 'cpu:0', which torch.load refuses",
-)
+def test_rank_0_alone_writes_the_card(tmp_path, monkeypatch):
+    """TRL calls it in all processes: they moved each other's README.md.partial away, and died."""
+    args = argparse.Namespace(output_dir=tmp_path, model="org/base", rewards="tutorial")
+    monkeypatch.setenv("RANK", "1")
+    train.write_card(args)
+    assert list(tmp_path.iterdir()) == []
+    monkeypatch.setenv("RANK", "0")
+    train.write_card(args)
+    assert [path.name for path in tmp_path.iterdir()] == ["README.md"]
+
+
 def test_a_killed_run_of_two_processes_goes_on_bit_equal(tiny, tmp_path):
     """SIGKILL of agent and processes after step 3; step 2 has the newest checkpoint."""
     whole, killed = tmp_path / "whole", tmp_path / "killed"
