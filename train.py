@@ -143,6 +143,7 @@ def main(args):
         eval_dataset=held_out,
         peft_config=peft_config,
     )
+    check_same_checkpoint(args)
     watch = make_watch(args, trainer, started)
     effective = describe(args, trainer, dataset, held_out, max_prompt_length)
     show_first_prompt(first_prompt, effective)
@@ -354,6 +355,18 @@ def check_sizes(args, tokenizer, dataset, held_out, max_prompt_length):
             fail("no answer of the data is a number: --rewards improved has nothing to compare")
         if unusable and is_main_process():
             print(f"warning: {unusable} of {len(dataset)} answers are no numbers: not rewarded")
+
+
+def check_same_checkpoint(args):
+    """End with one line where a process sees another checkpoint: they would wait for each other."""
+    from accelerate.utils import gather_object
+
+    seen = sorted(set(gather_object([os.path.basename(str(args.checkpoint))])))
+    if len(seen) > 1:
+        fail(
+            f"processes see different checkpoints, {' and '.join(seen)}: let all machines share "
+            f"{args.output_dir}, or copy it to those that lack it"
+        )
 
 
 def check_adapter(folder: str, model: str | None = None, revision: str | None = None) -> dict:
