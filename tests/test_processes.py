@@ -115,6 +115,7 @@ def test_a_killed_run_of_two_processes_goes_on_bit_equal(tiny, tmp_path):
     """SIGKILL of agent and processes after step 3; step 2 has the newest checkpoint."""
     whole, killed = tmp_path / "whole", tmp_path / "killed"
     changes = CHANGES | {"max_steps": 4, "save_steps": 2, "per_device_train_batch_size": 8}
+    changes |= {"max_seq_length": 64}
     done = run_script(*TWO, "train.py", *train_arguments(tiny, whole, **changes), **ON_CPU)
     assert done.returncode == 0, done.stderr[-3000:]
 
