@@ -814,7 +814,11 @@ def train(args, trainer, watch):
     else:
         trainer.train(resume_from_checkpoint=args.checkpoint)
     if torch.distributed.is_initialized():
-        torch.distributed.destroy_process_group()  # a process that ends without can abort
+        # a process that ends with the group's threads alive can abort (pytorch#179291): the wrapped
+        # model would keep them
+        trainer.model_wrapped = trainer.model
+        trainer.accelerator.free_memory()
+        torch.distributed.destroy_process_group()
     if stop["signal"] and not is_trained(args, find_checkpoint(args.output_dir)):
         if is_main_process():
             print(f"stopped: python train.py --resume --output-dir {args.output_dir} goes on")
