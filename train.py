@@ -148,6 +148,7 @@ def main(args):
     )
 
     # Before the first step: what is printed and recorded, and whether rollouts follow the LoRA
+    check_same_checkpoint(args)
     watch = make_watch(args, trainer, started)
     effective = describe(args, trainer, dataset, held_out, max_prompt_length, first_prompt)
     if training_args.use_vllm:
@@ -341,6 +342,18 @@ def check_sizes(args, tokenizer, dataset, held_out, max_prompt_length):
             fail("no answer of the data is a number: --rewards improved has nothing to compare")
         if unusable and is_main_process():
             print(f"warning: {unusable} of {len(dataset)} answers are no numbers: not rewarded")
+
+
+def check_same_checkpoint(args):
+    """End with one line where a process sees another checkpoint: they would wait for each other."""
+    from accelerate.utils import gather_object
+
+    seen = sorted(set(gather_object([os.path.basename(str(args.checkpoint))])))
+    if len(seen) > 1:
+        fail(
+            f"processes see different checkpoints, {' and '.join(seen)}: let all machines share "
+            f"{args.output_dir}, or copy it to those that lack it"
+        )
 
 
 def check_adapter(folder: str, model: str | None = None, revision: str | None = None) -> dict:
@@ -781,7 +794,11 @@ def train(args, trainer, watch):
         with disable_input_dtype_casting(trainer.model, active=is_bfloat16):
             trainer.train(resume_from_checkpoint=args.checkpoint)
     if torch.distributed.is_initialized():
-        torch.distributed.destroy_process_group()  # a process that ends without can abort
+        # a process that ends with the group's threads alive can abort (pytorch#179291): the wrapped
+        # model would keep them
+        trainer.model_wrapped = trainer.model
+        trainer.accelerator.free_memory()
+        torch.distributed.destroy_process_group()
     if stop["signal"] and not is_trained(args, find_checkpoint(args.output_dir)):
         if is_main_process():
             print(f"stopped: python train.py --resume --output-dir {args.output_dir} goes on")

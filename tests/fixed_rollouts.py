@@ -31,7 +31,12 @@ def generate_single_turn(self, prompt_ids, *args, **kwargs):
 
 
 if __name__ == "__main__":
+    import torch
     import trl
 
+    # On a CPU, Trainer loads several processes' optimizer to "cpu:0"; torch knows only "cpu"
+    torch.serialization.register_package(
+        30, lambda storage: None, lambda storage, place: storage if place == "cpu:0" else None
+    )
     trl.GRPOTrainer._generate_single_turn = generate_single_turn
     train.main(train.parse_arguments())

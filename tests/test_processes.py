@@ -3,6 +3,7 @@
 bash tests/run.sh -k processes
 """
 
+import argparse
 import json
 import os
 import shutil
@@ -11,7 +12,6 @@ import socket
 import subprocess
 import sys
 
-import pytest
 from conftest import ROOT, run_script, train_arguments
 
 import train
@@ -38,9 +38,9 @@ def read_rewards(output):
     return [row["reward"] for row in rows if "reward" in row]
 
 
-def start_agent(node, endpoint, *arguments):
-    """One machine's command of README: an agent with two processes."""
-    launch = [*LAUNCH, "--nnodes", 2, "--nproc-per-node", 2, "--node-rank", node]
+def start_agent(endpoint, processes, *arguments):
+    """One machine's command of README."""
+    launch = [*LAUNCH, "--nnodes", 2, "--nproc-per-node", processes]
     launch += ["--rdzv-backend", "c10d", "--rdzv-endpoint", endpoint, "--rdzv-id", "grpo"]
     return subprocess.Popen(
         [sys.executable, *map(str, [*launch, *arguments])],
@@ -52,20 +52,27 @@ def start_agent(node, endpoint, *arguments):
     )
 
 
+def run_two_agents(processes, *commands):
+    """Run one command on each of two machines; return their exit statuses and outputs."""
+    endpoint = f"127.0.0.1:{get_free_port()}"
+    agents = [start_agent(endpoint, processes, *command) for command in commands]
+    try:
+        outputs = [agent.communicate(timeout=120)[0] for agent in agents]
+    finally:
+        for agent in agents:
+            agent.terminate()  # torchrun then ends its processes
+    return [agent.returncode for agent in agents], outputs
+
+
 def test_two_agents_of_two_processes_train_the_adapter_of_one_agent_of_four(tiny, tmp_path):
     """As two machines of one folder: 16 completions a step, 4 in each process; bit-equal."""
     changes = CHANGES | {"max_steps": 2, "save_steps": 2, "per_device_train_batch_size": 4}
     one, four = tmp_path / "one", tmp_path / "four"
     alone = train_arguments(tiny, one, **changes)
     shared = train_arguments(tiny, four, **changes)
-    endpoint = f"127.0.0.1:{get_free_port()}"
-    agents = [start_agent(node, endpoint, "tests/fixed_rollouts.py", *shared) for node in (0, 1)]
-    try:
-        outputs = [agent.communicate(timeout=120)[0] for agent in agents]
-    finally:
-        for agent in agents:
-            agent.terminate()  # torchrun then ends its processes
-    assert [agent.returncode for agent in agents] == [0, 0], "\n".join(outputs)[-3000:]
+    command = ["tests/fixed_rollouts.py", *shared]
+    codes, outputs = run_two_agents(2, command, command)
+    assert codes == [0, 0], "\n".join(outputs)
     progress = sorted(output.count("2/2  reward") for output in outputs)
     assert progress == [0, 1]  # global rank 0 alone prints, not local rank 0 of each machine
     run = json.loads((four / "run.json").read_text())
@@ -80,20 +87,41 @@ def test_two_agents_of_two_processes_train_the_adapter_of_one_agent_of_four(tiny
     assert read_adapter(four) == read_adapter(one)
 
 
-@pytest.mark.xfail(
-    strict=True,
-    raises=AssertionError,
-    reason="on CPUs Trainer loads optimizer.pt to 'cpu:0', which torch.load refuses",
-)
+def test_rank_0_alone_writes_the_card(tmp_path, monkeypatch):
+    """TRL calls it in all processes: they moved each other's README.md.partial away, and died."""
+    args = argparse.Namespace(output_dir=tmp_path, model="org/base", rewards="tutorial")
+    monkeypatch.setenv("RANK", "1")
+    train.write_card(args)
+    assert list(tmp_path.iterdir()) == []
+    monkeypatch.setenv("RANK", "0")
+    train.write_card(args)
+    assert [path.name for path in tmp_path.iterdir()] == ["README.md"]
+
+
+def test_a_machine_without_the_checkpoint_is_told_at_resume(trained, tmp_path):
+    """Two machines that do not share the folder: one line on both, in place of waiting for ever."""
+    here, there = tmp_path / "here", tmp_path / "there"
+    shutil.copytree(trained, here)
+    shutil.copytree(trained, there, ignore=shutil.ignore_patterns("checkpoint-*"))
+    again = ["train.py", "--resume", "--max-steps", 3, "--output-dir"]
+    codes, outputs = run_two_agents(1, [*again, here], [*again, there])
+    assert codes == [1, 1]  # torchrun's; the processes' is 2
+    cause = "error: processes see different checkpoints, None and checkpoint-2: let all"
+    assert all(cause in output for output in outputs), "\n".join(outputs)
+    assert not (here / "checkpoint-3").exists()
+
+
 def test_a_killed_run_of_two_processes_goes_on_bit_equal(tiny, tmp_path):
     """SIGKILL of agent and processes after step 3; step 2 has the newest checkpoint."""
     whole, killed = tmp_path / "whole", tmp_path / "killed"
     changes = CHANGES | {"max_steps": 4, "save_steps": 2, "per_device_train_batch_size": 8}
-    done = run_script(*TWO, "train.py", *train_arguments(tiny, whole, **changes), **ON_CPU)
+    changes |= {"max_seq_length": 64}
+    script = "tests/fixed_rollouts.py"
+    done = run_script(*TWO, script, *train_arguments(tiny, whole, **changes), **ON_CPU)
     assert done.returncode == 0, done.stderr[-3000:]
 
     process = subprocess.Popen(
-        [sys.executable, *map(str, [*TWO, "train.py", *train_arguments(tiny, killed, **changes)])],
+        [sys.executable, *map(str, [*TWO, script, *train_arguments(tiny, killed, **changes)])],
         cwd=ROOT,
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
@@ -113,7 +141,7 @@ def test_a_killed_run_of_two_processes_goes_on_bit_equal(tiny, tmp_path):
     assert not (killed / "grpo_lora").exists()
     shutil.rmtree(killed / "checkpoint-4", ignore_errors=True)  # if step 4 was quicker than us
 
-    again = ["train.py", "--resume", "--output-dir", killed]
+    again = [script, "--resume", "--output-dir", killed]
     done = run_script(*TWO, *again, **ON_CPU)
     assert done.returncode == 0, done.stderr[-3000:]
     assert f"resuming {killed} from {killed}/checkpoint-2" in done.stdout
