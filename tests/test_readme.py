@@ -17,7 +17,7 @@ READMES = ["README.md", "README.zh.md"]
 SCRIPTS = ["train.py", "evaluate.py", "export.py", "data.py"]
 FLAG = r"(?<![\w-])--[a-z][a-z0-9-]*"
 # Flags of other programs: torchrun, modelscope (with an underscore), renew.sh
-OTHER_FLAGS = {"--nnodes", "--node-rank", "--nproc-per-node"}
+OTHER_FLAGS = {"--nnodes", "--nproc-per-node"}
 OTHER_FLAGS |= {"--rdzv-id", "--rdzv-backend", "--rdzv-endpoint"}
 OTHER_FLAGS |= {"--local", "--keep"}
 
