@@ -29,9 +29,10 @@ mkdir -p "$OUT"
 if [ ! -e "$OUT/prose/train.jsonl" ]; then
     "$PYTHON" tests/make_demo_model.py --output-dir "$OUT/prose" --steps 320 --bare-answers 0
 fi
-improved="--system-prompt boxed --rewards improved --mask-truncated-completions --loss-type dapo
-    --beta 0 --min-p 0 --num-generations 8 --per-device-train-batch-size 32 --max-steps 40
-    --learning-rate 1e-3"
+# boxed: the demo model has never seen the Indonesian prompt
+improved="--system-prompt boxed --rewards improved --scale-rewards none
+    --mask-truncated-completions --loss-type dapo --beta 0 --min-p 0 --num-generations 8
+    --per-device-train-batch-size 32 --max-steps 40 --learning-rate 1e-3"
 prose="--model $OUT/prose/model --dataset $OUT/prose/train.jsonl"
 {
     for seed in 1 2 3; do
@@ -41,6 +42,7 @@ prose="--model $OUT/prose/model --dataset $OUT/prose/train.jsonl"
         echo "run noanswer-$seed --seed $seed" $improved --reward-weights 0 1 0.5
         echo "run nolanguage-$seed --seed $seed" $improved --reward-weights 2 0 0.5
         echo "run noformat-$seed --seed $seed" $improved --reward-weights 2 1 0
+        echo "run group-$seed --seed $seed" $improved --scale-rewards group
     done
     echo "run german-1 --seed 1 --target-lang de" $improved
     improved="$prose $improved --max-steps 60"
