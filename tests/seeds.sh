@@ -1,12 +1,12 @@
 #!/usr/bin/env bash
-# The demo's comparisons, two runs at a time, one thread each: 17 to 45 minutes on 2 cores.
+# The demo's comparisons, two runs at a time, one thread each: 11 to 45 minutes on 2 cores.
 #
 #   bash run.sh demo && bash tests/seeds.sh OUT
 #
 # 1. recipes: the tutorial's against the improved one, 3 seeds and 1,280 completions each, and the
 #    ablations (demo/model)
 # 2. rewards: the tutorial's against the improved ones with the same flags, 3 seeds and 1,920
-#    completions each, on a model that answers in prose and is right in about 56 % of cases, so that
+#    completions each, on a model that answers in prose and is right in about 55 % of cases, so that
 #    there is something to lose and to gain
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
