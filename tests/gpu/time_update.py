@@ -125,7 +125,9 @@ def time_variant(args, model, tokenizer, variant):
         with profile(args.profile and variant == args.variants[-1]):
             trainer.train()
     micro = args.completions // size
-    seconds = (ends[-1] - ends[micro - 1]) / max(1, args.steps - 1)
+    seconds = ends[-1] - start
+    if args.steps > 1:
+        seconds = (ends[-1] - ends[micro - 1]) / (args.steps - 1)
     tokens = args.completions * args.tokens
     peak = torch.cuda.max_memory_reserved() / 2**30 if gpu else 0
     print(
