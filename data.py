@@ -89,11 +89,10 @@ def make_system_prompt(name: str, target_lang: str, reasoning_tokens) -> str | N
         return None
     zh, en = LANGUAGES[target_lang]
     start, end = reasoning_tokens
-    text = SYSTEM_PROMPTS.get(name, name)
-    if name == "native" and target_lang not in NATIVE_PROMPTS:
+    texts = SYSTEM_PROMPTS | {"native": NATIVE_PROMPTS.get(target_lang)}
+    text = texts.get(name, name)
+    if text is None:
         fail(f"no system prompt in {en} itself: write one into data.py, or take boxed")
-    if name == "native":
-        text = NATIVE_PROMPTS[target_lang]
     for field, value in (("{zh}", zh), ("{en}", en), ("{start}", start), ("{end}", end)):
         text = text.replace(field, value)
     return text

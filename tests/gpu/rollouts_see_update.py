@@ -31,16 +31,7 @@ def main(args):
     from trl import GRPOConfig, GRPOTrainer
     from trl.generation import vllm_generation
 
-    model, tokenizer, peft_config = train.load_with_trl(
-        argparse.Namespace(
-            model=args.model,
-            revision=None,
-            seed=3407,
-            lora_rank=32,
-            lora_alpha=64,
-            target_modules=train.LORA_TARGETS,
-        )
-    )
+    model, tokenizer, peft_config = load(args.model)
     model = model.to(getattr(torch, args.dtype))
     if args.way == "adapter":
         train.let_vllm_take_adapters(32)
@@ -97,6 +88,20 @@ def main(args):
     )
     print(f"{args.way}: {share:.1%} of it reaches the rollouts")
     print(f"{args.way}: {moved} of {len(base)} base tensors are changed after two syncs")
+
+
+def load(folder):
+    """Return (model, tokenizer, peft_config) as train.py loads them; time_update.py's too."""
+    return train.load_with_trl(
+        argparse.Namespace(
+            model=folder,
+            revision=None,
+            seed=3407,
+            lora_rank=32,
+            lora_alpha=64,
+            target_modules=train.LORA_TARGETS,
+        )
+    )
 
 
 def score_with_vllm(vllm, texts, tokens=None):

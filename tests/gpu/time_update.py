@@ -15,13 +15,10 @@ trainer on the model as train.py loads it. One line a variant: seconds and token
 
 import argparse
 import contextlib
-import os
-import sys
 import tempfile
 import time
 
-sys.path.insert(0, os.path.dirname(os.path.dirname(os.path.dirname(os.path.abspath(__file__)))))
-import train
+from rollouts_see_update import load
 
 VARIANTS = ["plain", "nocast", "16", "8-chunked", "16-chunked", "4-keep-chunked", "8-compile"]
 
@@ -30,16 +27,7 @@ def main(args):
     import torch
     from peft import get_peft_model
 
-    model, tokenizer, peft_config = train.load_with_trl(
-        argparse.Namespace(
-            model=args.model,
-            revision=None,
-            seed=3407,
-            lora_rank=32,
-            lora_alpha=64,
-            target_modules=train.LORA_TARGETS,
-        )
-    )
+    model, tokenizer, peft_config = load(args.model)
     model = get_peft_model(model, peft_config)
     for p in model.parameters():  # as the trainer has them
         if p.requires_grad:
