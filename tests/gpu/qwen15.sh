@@ -33,12 +33,16 @@ run() {    # run NAME FLAGS...
     shift
     port python3 train.py --engine trl --model "$model" --dataset "$train" --dataset-config main \
         --reasoning-tokens "<think>" "</think>" --max-seq-length 1024 --report-to none \
-        --gpu-memory-utilization 0.35 --save-total-limit 20 --resume --output-dir "$out/$name" \
+        --gpu-memory-utilization 0.2 --save-total-limit 20 --resume --output-dir "$out/$name" \
         "$@" > "$out/$name.log" 2>&1
     echo "$name: exit $?, $((SECONDS - start)) s"
     judge "$name" eval --output-dir "$out/$name" &
-    (sleep 15 && judge "$name" eval-no-system-prompt --output-dir "$out/$name" \
-        --system-prompt none) &
+    (
+        sleep 15
+        judge "$name" eval-no-system-prompt --output-dir "$out/$name" --system-prompt none
+        [ "$name" = improved-1 ] && judge "$name" eval-curve --output-dir "$out/$name" \
+            --adapter "$out/$name"/checkpoint-* "$out/$name/grpo_lora"
+    ) &
 }
 
 judge() {    # judge NAME EVALUATION FLAGS...; in memory that a training beside it does not take
@@ -57,7 +61,7 @@ improved=(--rewards improved --mask-truncated-completions --loss-type dapo --bet
     --scale-rewards none ${FLAGS:-})
 for arm in "$@"; do
     if [ "$arm" = base ]; then
-        for prompt in native boxed en none english; do
+        for prompt in ${PROMPTS:-native boxed en none english}; do
             judge base "$prompt" --model "$model" --adapter none --output-dir "$out/base" \
                 --reasoning-tokens "<think>" "</think>" \
                 --system-prompt "$([ $prompt = english ] && echo "$english" || echo $prompt)"
