@@ -62,8 +62,8 @@ improved=(--rewards improved --mask-truncated-completions --loss-type dapo --bet
 for arm in "$@"; do
     if [ "$arm" = base ]; then
         for prompt in ${PROMPTS:-native boxed en none english}; do
-            judge base "$prompt" --model "$model" --adapter none --output-dir "$out/base" \
-                --reasoning-tokens "<think>" "</think>" \
+            judge base "$prompt" --model "$model" --adapter none --no-load-in-4bit \
+                --output-dir "$out/base" --reasoning-tokens "<think>" "</think>" \
                 --system-prompt "$([ $prompt = english ] && echo "$english" || echo $prompt)"
         done
         continue
