@@ -1015,133 +1015,101 @@ def folder_name(value: str) -> str:
     return value
 
 
-def apply_run_defaults(parser):
-    """Make what train.py used (OUTPUT_DIR/run.json) the default of the flags for model and data."""
-    first = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
-    first.error = fail
-    for flag in ("--output-dir", "--model", "--dataset", "--rescore"):
-        first.add_argument(flag)
-    given, _ = first.parse_known_args()
-    output_dir = given.output_dir or parser.get_default("output_dir")
-    run = {} if given.rescore else read_run(output_dir)
-    if not run:
-        return
-    used = run["arguments"]
-    names = "model dataset dataset_config dataset_split system_prompt target_lang"
-    names += " reasoning_tokens max_prompt_quantile eval_fraction seed engine load_in_4bit"
-    for name in names.split():
+def take_from_run(parser, output_dir: str):
+    """Parse again, where model, data and tracker default to what train.py used (run.json)."""
+    used = read_run(output_dir)["arguments"]
+    names = "model dataset dataset_config dataset_split system_prompt target_lang seed"
+    names += " reasoning_tokens max_prompt_quantile eval_fraction"
+    for name in [*names.split(), "engine", "load_in_4bit"]:
         if name not in used:
             fail(f"{output_dir}/run.json is of another version of train.py: it has no {name}")
-        if name not in ("engine", "load_in_4bit"):
-            parser.set_defaults(**{name: used[name]})
+    parser.set_defaults(**{name: used[name] for name in names.split()})
+    parser.set_defaults(
+        load_in_4bit=used["engine"] == "unsloth" and used["load_in_4bit"],  # stock TRL: never
+        revision=used.get("revision"),
+        dataset_revision=used.get("dataset_revision"),
+    )
     if used.get("report_to") == "swanlab":
         names = ("report_to", "swanlab_mode", "swanlab_id")
         parser.set_defaults(**{name: used.get(name) for name in names})
+    args = parser.parse_args()
     # a revision is one of this model or data set; another model is loaded as it is
-    parser.set_defaults(load_in_4bit=False)
-    if given.model in (None, used["model"]):
-        in_4bit = used["engine"] == "unsloth" and used["load_in_4bit"]  # stock TRL: never
-        parser.set_defaults(load_in_4bit=in_4bit, revision=used.get("revision"))
-    if given.dataset in (None, used["dataset"]):
-        parser.set_defaults(dataset_revision=used.get("dataset_revision"))
+    if args.model != used["model"]:
+        parser.set_defaults(load_in_4bit=False, revision=None)
+    if args.dataset != used["dataset"]:
+        parser.set_defaults(dataset_revision=None)
+    return parser.parse_args()
 
 
 def parse_arguments():
     parser = data.make_parser(__doc__)
-    group = parser.add_argument_group("evaluation")
-    group.add_argument(
-        "--output-dir", default="outputs", help="train.py's folder; results go to a folder in it"
-    )
-    group.add_argument(
+    count = number(int, least=1)
+    on_or_off = argparse.BooleanOptionalAction  # --flag and --no-flag
+
+    add = parser.add_argument_group("evaluation").add_argument
+    add("--output-dir", default="outputs", help="train.py's folder; results go to a folder in it")
+    add(
         "--name",
         type=folder_name,
         help="folder of the results in --output-dir; default: eval, or eval-curve for several "
         "adapters, eval-alone for none",
     )
-    group.add_argument(
+    add(
         "--adapter",
         nargs="+",
         metavar="FOLDER",
         help="LoRA folder, several for a curve, or none for the model alone; default: "
         "OUTPUT_DIR/grpo_lora",
     )
-    group.add_argument(
+    add(
         "--split",
         choices=["train", "held-out"],
         default="train",
         help="prompts to sample; train: the tutorial's choice",
     )
-    group.add_argument(
-        "--num-samples", type=number(int, least=1), default=20, help="prompts to sample"
-    )
-    group.add_argument(
-        "--single-prompts",
-        action=argparse.BooleanOptionalAction,
-        default=True,
-        help="answer the tutorial's four single prompts, too",
-    )
-    group.add_argument(
+    add("--num-samples", type=count, default=20, help="prompts to sample")
+    add("--single-prompts", action=on_or_off, default=True, help="ask the tutorial's four, too")
+    add(
         "--prompt",
         type=data.text,
         action="append",
         help="only answer this, with and without LoRA and system prompt (repeatable)",
     )
-    group.add_argument("--rescore", help="only grade this samples.jsonl again")
-    group = parser.add_argument_group("generation")
-    group.add_argument(
-        "--max-tokens",
-        type=number(int, least=1),
-        default=2048,
-        help="longest completion, in tokens",
-    )
-    group.add_argument(
-        "--temperature",
-        type=number(float, least=0),
-        default=1.0,
-        help="sampling temperature; 0: greedy",
-    )
-    group.add_argument(
-        "--top-k",
-        type=number(int, least=-1),
-        default=50,
-        help="number of tokens to sample from; -1: all",
-    )
-    group.add_argument(
-        "--load-in-4bit",
-        action=argparse.BooleanOptionalAction,
-        default=True,
-        help="4-bit base (vLLM only); where run.json is, as trained",
-    )
-    group.add_argument(
-        "--fast-inference",
-        action=argparse.BooleanOptionalAction,
-        default=True,
-        help="generate with vLLM (needs a GPU)",
-    )
-    group.add_argument(
+    add("--rescore", help="only grade this samples.jsonl again")
+
+    add = parser.add_argument_group("generation").add_argument
+    add("--max-tokens", type=count, default=2048, help="longest completion, in tokens")
+    add("--temperature", type=number(float, least=0), default=1.0, help="of sampling; 0: greedy")
+    add("--top-k", type=number(int, least=-1), default=50, help="tokens to sample from; -1: all")
+    add("--load-in-4bit", action=on_or_off, default=True, help="4-bit base; default: as trained")
+    add("--fast-inference", action=on_or_off, default=True, help="generate with vLLM, on a GPU")
+    add(
         "--gpu-memory-utilization",
         type=number(float, above=0, most=1),
         default=0.7,
         help="vLLM's share of GPU memory",
     )
-    group.add_argument(
+    add(
         "--compilation",
         choices=COMPILATION,
         default="full",
         help="how vLLM prepares; graphs: only CUDA graphs; none: soonest start, slowest texts",
     )
     data.add_data_arguments(parser)
-    group = parser.add_argument_group("tracking")
-    group.add_argument("--report-to", choices=["swanlab", "none"], default="none", help="tracker")
-    group.add_argument(
+
+    add = parser.add_argument_group("tracking").add_argument
+    add("--report-to", choices=["swanlab", "none"], default="none", help="tracker")
+    add(
         "--swanlab-mode",
         choices=["offline", "cloud", "local", "disabled"],
         default="local",
         help="cloud needs `swanlab login`",
     )
-    apply_run_defaults(parser)
-    args = parser.parse_args()
 
+    args = parser.parse_args()
+    if not args.rescore and read_run(args.output_dir):
+        args = take_from_run(parser, args.output_dir)
+    data.check_reasoning_tokens(args)
     adapters = args.adapter or []
     if len(adapters) > 1 and "none" in adapters:
         fail("--adapter none stands alone")

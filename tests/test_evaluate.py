@@ -1319,6 +1319,7 @@ BAD_INPUT = [
     (["--name", " "], "not the name of a folder"),
     (["--name", "grpo_lora"], "holds something else than an evaluation"),
     (["--adapter", "none", "x"], "--adapter none stands alone"),
+    (["--reasoning-tokens", "<a>", "<a>"], "START and END must differ"),
     (["--adapter"], "--adapter"),
     (["--output-d", "x"], "--output-d"),
     (["--output-dir"], "--output-dir"),
