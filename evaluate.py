@@ -223,10 +223,7 @@ def generate_vllm(args, tokenizer, adapters: dict, requests: list) -> tuple[list
 
 
 def generate_transformers(args, tokenizer, adapters: dict, requests: list) -> tuple[list, float]:
-    """Answer all requests in batches with transformers and PEFT; also on a CPU.
-
-    Arguments and result are those of generate_vllm. A batch has one arm and one seed.
-    """
+    """Do the same with transformers and PEFT, also on a CPU; a batch has one arm and one seed."""
     import torch
     from tqdm import tqdm
     from transformers import AutoModelForCausalLM
@@ -837,8 +834,8 @@ def log_to_swanlab(args, samples: list[dict], results: dict, folder: str):
     arms = results["arms"]
     for kind in ("picture", "curve"):
         if kind in results["files"]:
-            path = os.path.join(folder, results["files"][kind])
-            swanlab.log({f"eval/{kind}": swanlab.Image(path)})
+            picture = swanlab.Image(os.path.join(folder, results["files"][kind]))
+            swanlab.log({f"eval/{kind}": picture})
     swanlab.log({f"eval/{arm}/{rate}": results[arm][rate] for rate in RATES for arm in arms})
     texts = []
     for kind, row in choose_pairs(samples, arms[-1]):
@@ -987,6 +984,7 @@ def take_from_run(parser, output_dir: str):
 def parse_arguments():
     parser = data.make_parser(__doc__)
     count = number(int, least=1)
+    count_or_all = number(int, least=-1)
     positive_or_0 = number(float, least=0)
     share = number(float, above=0, most=1)
     modes = ["offline", "cloud", "local", "disabled"]
@@ -994,8 +992,13 @@ def parse_arguments():
 
     add = parser.add_argument_group("evaluation").add_argument
     add("--output-dir", default="outputs", help="train.py's folder; results go to a folder in it")
-    add("--name", type=folder_name, help="that folder; default: eval, or eval-curve, eval-alone")
-    add("--adapter", nargs="+", metavar="FOLDER", help="default: OUTPUT_DIR/grpo_lora; or none")
+    add("--name", type=folder_name, help="of that folder; default: eval, eval-curve, eval-alone")
+    add(
+        "--adapter",
+        nargs="+",
+        metavar="FOLDER",
+        help="LoRA, several for a curve, none for the model alone; default: OUTPUT_DIR/grpo_lora",
+    )
     add("--split", choices=["train", "held-out"], default="train", help="prompts to sample from")
     add("--num-samples", type=count, default=20, help="prompts to sample")
     add("--single-prompts", action=on_or_off, default=True, help="ask the tutorial's four, too")
@@ -1005,7 +1008,7 @@ def parse_arguments():
     add = parser.add_argument_group("generation").add_argument
     add("--max-tokens", type=count, default=2048, help="longest completion, in tokens")
     add("--temperature", type=positive_or_0, default=1.0, help="sampling temperature; 0: greedy")
-    add("--top-k", type=number(int, least=-1), default=50, help="tokens to sample from; -1: all")
+    add("--top-k", type=count_or_all, default=50, help="number of tokens to sample from; -1: all")
     add("--load-in-4bit", action=on_or_off, default=True, help="4-bit base; default: as trained")
     add("--fast-inference", action=on_or_off, default=True, help="generate with vLLM, on a GPU")
     add("--gpu-memory-utilization", type=share, default=0.7, help="vLLM's share of GPU memory")
