@@ -85,7 +85,7 @@ def main(args):
     generate = choose_generator(args)
     completions, loaded = generate(args, tokenizer, adapters, requests + singles)
     seconds = {"load": round(loaded - started, 1), "generate": round(time.time() - loaded, 1)}
-    answers = iter(completions)
+    answers = iter(completions)  # in the order of the requests
     for arm in arms:
         for sample in samples:
             sample[arm] = next(answers)
@@ -267,7 +267,7 @@ def generate_transformers(args, tokenizer, adapters: dict, requests: list) -> tu
             rows = model.generate(
                 **padded.to(model.device),
                 do_sample=args.temperature > 0,
-                temperature=args.temperature or 1.0,
+                temperature=args.temperature or 1.0,  # greedy search has none
                 top_k=max(args.top_k, 0),
                 max_new_tokens=args.max_tokens,
                 eos_token_id=end_tokens,
