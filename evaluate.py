@@ -309,12 +309,11 @@ def get_end_tokens(args, tokenizer) -> list[int]:
 
 def make_completion(tokenizer, ids: list[int], end_tokens: list[int]) -> dict:
     """Return generated ids as text, with their number and whether the token limit cut them."""
-    for position, token in enumerate(ids):
-        if token in end_tokens:
-            ids = ids[: position + 1]
-            break
+    ends = [position for position, token in enumerate(ids) if token in end_tokens]
+    if ends:
+        ids = ids[: ends[0] + 1]
     text = tokenizer.decode(ids, skip_special_tokens=True)
-    return {"text": text, "tokens": len(ids), "truncated": ids[-1] not in end_tokens}
+    return {"text": text, "tokens": len(ids), "truncated": not ends}
 
 
 def get_lora_rank(adapters: dict) -> int:
@@ -616,8 +615,8 @@ def report(samples: list[dict], results: dict, samples_file: str):
     results["files"] = files
     lines = [json.dumps(row, ensure_ascii=False) + "\n" for row in samples]
     os.makedirs(folder, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=folder) as new:
-        new = Path(new)
+    with tempfile.TemporaryDirectory(dir=folder) as name:
+        new = Path(name)
         (new / texts).write_text("".join(lines), encoding="utf-8")
         (new / "samples.md").write_text(make_pairs_page(samples, results), encoding="utf-8")
         with open(new / "results.json", "w", encoding="utf-8") as file:
@@ -700,7 +699,7 @@ def print_warnings(samples: list[dict], results: dict):
         print(f"warning: {unreadable} of {results['n']} answers are no numbers: counted as wrong")
 
 
-def draw_rates(results: dict, path: str):
+def draw_rates(results: dict, path: Path):
     """Draw the rates of the first and the last arm, and right and wrong by language, to a PNG."""
     import numpy as np
     from matplotlib.figure import Figure
@@ -740,7 +739,7 @@ def draw_rates(results: dict, path: str):
     figure.savefig(path, dpi=110)
 
 
-def draw_curve(results: dict, path: str):
+def draw_curve(results: dict, path: Path):
     """Draw language, accuracy and both against the training step (the base is step 0) to a PNG."""
     import numpy as np
     from matplotlib.figure import Figure
@@ -773,7 +772,9 @@ def choose_pairs(samples: list[dict], lora: str, n: int = 10) -> list[tuple[str,
     for row in samples:
         before = row["base"]["indonesian_and_correct"]
         after = row[lora]["indonesian_and_correct"]
-        kind = {1: "win", -1: "loss", 0: "tie"}[after - before]
+        kind = "tie"
+        if before != after:
+            kind = "win" if after else "loss"
         kinds[kind].append(row)
     chooser = random.Random(3407)
     for rows in kinds.values():
