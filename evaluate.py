@@ -693,7 +693,7 @@ def print_warnings(samples: list[dict], results: dict):
     """Name what makes the numbers worth less: no effect of the adapter, golds without number."""
     lora = results["arms"][-1]
     if lora != "base" and all(row["base"]["text"] == row[lora]["text"] for row in samples):
-        print("warning: every text is the same with and without LoRA: is the adapter applied?")
+        print("warning: every text is the same with and without LoRA: too weak, or not applied")
     unreadable = results["golds_that_are_no_number"]
     if unreadable:
         print(f"warning: {unreadable} of {results['n']} answers are no numbers: counted as wrong")
