@@ -21,10 +21,12 @@ import json
 import math
 import os
 import sys
+import tempfile
 import time
+from pathlib import Path
 
 import data
-from data import fail, make_messages, number, one_line, render_prompt, whole_file
+from data import fail, make_messages, number, one_line, render_prompt
 from train import check_adapter, get_vllm_rank, read_run, set_environment, start_swanlab
 
 
@@ -40,8 +42,8 @@ def main(args):
     run = read_run(args.output_dir)
     tokenizer = data.load_tokenizer(args.model, args.revision)
     check_vocabulary(args, tokenizer)
-    tags = args.reasoning_tokens or data.get_reasoning_tokens(tokenizer)
-    args.reasoning_tokens = list(tags)
+    args.reasoning_tokens = args.reasoning_tokens or data.get_reasoning_tokens(tokenizer)
+    tags = args.reasoning_tokens
     system_prompt = data.make_system_prompt(args.system_prompt, args.target_lang, tags)
     adapters = find_adapters(args, run)  # "验证LoRA确实被训练了！": check_adapter in train.py
     arms = ["base", *adapters]
@@ -55,13 +57,11 @@ def main(args):
     singles = [make_request("base", text, args.seed, "no template")]
 
     # "现在我们加载LoRA并测试": without system prompt, 不会（或很少）影响模型的原始推理能力
-    messages = make_messages("Solve (x + 2)^2 = 0", None)
-    text = render_prompt(tokenizer, messages)
+    text = render_prompt(tokenizer, make_messages("Solve (x + 2)^2 = 0", None))
     singles.append(make_request(lora, text, args.seed, "no system prompt"))
 
     # "接下来，让我们使用系统提示进行测试，这应该使用新语言"
-    messages = make_messages("Solve (x + 2)^2 = 0", system_prompt)
-    text = render_prompt(tokenizer, messages)
+    text = render_prompt(tokenizer, make_messages("Solve (x + 2)^2 = 0", system_prompt))
     singles.append(make_request(lora, text, args.seed, "system prompt"))
 
     # "让我们比较使用系统提示但不使用LoRA的结果"
@@ -79,20 +79,18 @@ def main(args):
     requests = []
     for arm in arms:
         for i, sample in enumerate(samples):
-            messages = make_messages(sample["prompt"], system_prompt)
-            text = render_prompt(tokenizer, messages)
+            text = render_prompt(tokenizer, make_messages(sample["prompt"], system_prompt))
             requests.append(make_request(arm, text, args.seed + i))
 
     generate = choose_generator(args)
     completions, loaded = generate(args, tokenizer, adapters, requests + singles)
-    seconds = {
-        "load": round(loaded - started, 1),
-        "generate": round(time.time() - loaded, 1),
-    }
-    for i, request in enumerate(requests):
-        samples[i % len(samples)][request["arm"]] = completions[i]
-    for single, completion in zip(singles, completions[len(requests) :]):
-        single.update(completion)
+    seconds = {"load": round(loaded - started, 1), "generate": round(time.time() - loaded, 1)}
+    answers = iter(completions)  # in the order of the requests
+    for arm in arms:
+        for sample in samples:
+            sample[arm] = next(answers)
+    for single in singles:
+        single.update(next(answers))
     print_answers(singles)
 
     # get_lang and what else grades is in rewards.py
@@ -106,7 +104,7 @@ def main(args):
     results |= {
         "split": split,
         "adapters": adapters,
-        "reasoning_tokens": args.reasoning_tokens,
+        "reasoning_tokens": tags,
         "think_is_prefilled": prefilled,
         "single_prompts": singles,
         "arguments": vars(args) | {"adapter": adapters.get("lora")},  # one folder, for export.py
@@ -174,15 +172,15 @@ def generate_vllm(args, tokenizer, adapters: dict, requests: list) -> tuple[list
     from vllm import LLM, SamplingParams
     from vllm.lora.request import LoRARequest
 
-    prompts = encode_requests(tokenizer, requests)
-    longest = max(len(prompt["prompt_token_ids"]) for prompt in prompts)
+    texts = [request["prompt"] for request in requests]
+    prompts = tokenizer(texts, add_special_tokens=False)["input_ids"]
+    longest = max(len(ids) for ids in prompts)
     # CUDA graphs come in steps of 8 sequences: none larger than needed, and one for all together
     sequences = min(8 * math.ceil(len(requests) / 8), 256)
     llm = LLM(
         model=args.model,
         revision=args.revision,
         tokenizer_revision=args.revision,
-        trust_remote_code=False,
         quantization="bitsandbytes" if args.load_in_4bit else None,
         enable_lora=bool(adapters),
         max_loras=max(1, min(len(adapters), 8)),
@@ -199,24 +197,23 @@ def generate_vllm(args, tokenizer, adapters: dict, requests: list) -> tuple[list
     )
     loaded = time.time()
     end_tokens = get_end_tokens(args, tokenizer)
-    lora_requests = {"base": None}
-    for i, name in enumerate(adapters):
-        lora_requests[name] = LoRARequest(name, i + 1, os.path.abspath(adapters[name]))
-    sampling_params = []
-    for request in requests:
-        sampling_params.append(
-            SamplingParams(
-                temperature=args.temperature,
-                top_k=args.top_k,
-                max_tokens=args.max_tokens,
-                stop_token_ids=end_tokens,
-                seed=request["seed"],
-            )
+    sampling_params = [
+        SamplingParams(
+            temperature=args.temperature,
+            top_k=args.top_k,
+            max_tokens=args.max_tokens,
+            stop_token_ids=end_tokens,
+            seed=request["seed"],
         )
+        for request in requests
+    ]
+    loras = {"base": None}
+    for i, name in enumerate(adapters, start=1):
+        loras[name] = LoRARequest(name, i, os.path.abspath(adapters[name]))
     outputs = llm.generate(
-        prompts,
+        [{"prompt_token_ids": ids} for ids in prompts],
         sampling_params,
-        lora_request=[lora_requests[request["arm"]] for request in requests],
+        lora_request=[loras[request["arm"]] for request in requests],
     )
     completions = []
     for output in outputs:
@@ -226,10 +223,7 @@ def generate_vllm(args, tokenizer, adapters: dict, requests: list) -> tuple[list
 
 
 def generate_transformers(args, tokenizer, adapters: dict, requests: list) -> tuple[list, float]:
-    """Answer all requests in batches with transformers and PEFT; also on a CPU.
-
-    Arguments and result are those of generate_vllm. A batch has one arm and one seed.
-    """
+    """Do the same with transformers and PEFT, also on a CPU; a batch has one arm and one seed."""
     import torch
     from tqdm import tqdm
     from transformers import AutoModelForCausalLM
@@ -257,11 +251,6 @@ def generate_transformers(args, tokenizer, adapters: dict, requests: list) -> tu
 
     end_tokens = get_end_tokens(args, tokenizer)
     tokenizer.pad_token = tokenizer.pad_token or tokenizer.eos_token
-    # what a model's generation config may set, and vLLM's SamplingParams above do not
-    sampling = {"do_sample": False, "repetition_penalty": 1.0}
-    if args.temperature > 0:
-        sampling |= {"do_sample": True, "temperature": args.temperature}
-        sampling |= {"top_k": max(args.top_k, 0), "top_p": 1.0}
     completions = []
     for batch in tqdm(make_batches(requests), desc="generate"):
         arm = batch[0]["arm"]
@@ -270,30 +259,27 @@ def generate_transformers(args, tokenizer, adapters: dict, requests: list) -> tu
             without_lora = model.disable_adapter()
         elif adapters:
             model.set_adapter(arm)
-        ids = [prompt["prompt_token_ids"] for prompt in encode_requests(tokenizer, batch)]
+        texts = [request["prompt"] for request in batch]
+        ids = tokenizer(texts, add_special_tokens=False)["input_ids"]
         padded = tokenizer.pad({"input_ids": ids}, padding_side="left", return_tensors="pt")
         torch.manual_seed(batch[0]["seed"])
         with torch.no_grad(), without_lora:
             rows = model.generate(
                 **padded.to(model.device),
+                do_sample=args.temperature > 0,
+                temperature=args.temperature or 1.0,  # greedy search has none
+                top_k=max(args.top_k, 0),
                 max_new_tokens=args.max_tokens,
                 eos_token_id=end_tokens,
                 pad_token_id=tokenizer.pad_token_id,
-                **sampling,
+                # a model's generation config may set these, which vLLM's SamplingParams do not
+                top_p=1.0,
+                repetition_penalty=1.0,
             )
         width = padded["input_ids"].shape[1]
         for row in rows[:, width:].tolist():
             completions.append(make_completion(tokenizer, row, end_tokens))
     return completions, loaded
-
-
-def encode_requests(tokenizer, requests: list) -> list[dict]:
-    """Return the prompts of requests as token ids, in vLLM's form."""
-    prompts = []
-    for request in requests:
-        ids = tokenizer(request["prompt"], add_special_tokens=False)["input_ids"]
-        prompts.append({"prompt_token_ids": ids})
-    return prompts
 
 
 def make_batches(requests: list, size: int = 64) -> list[list]:
@@ -308,7 +294,7 @@ def make_batches(requests: list, size: int = 64) -> list[list]:
 
 
 def get_end_tokens(args, tokenizer) -> list[int]:
-    """Return the ids that end a text: the generation config's and the tokenizer's, as in vLLM."""
+    """Return the ids that end a text, as in vLLM: the generation config's and the tokenizer's."""
     from transformers import AutoConfig, GenerationConfig
 
     try:
@@ -318,17 +304,16 @@ def get_end_tokens(args, tokenizer) -> list[int]:
     named = config.eos_token_id
     if not isinstance(named, list):
         named = [named]
-    return sorted({token for token in [*named, tokenizer.eos_token_id] if token is not None})
+    return sorted({*named, tokenizer.eos_token_id} - {None})
 
 
 def make_completion(tokenizer, ids: list[int], end_tokens: list[int]) -> dict:
     """Return generated ids as text, with their number and whether the token limit cut them."""
-    for position, token in enumerate(ids):
-        if token in end_tokens:
-            ids = ids[: position + 1]
-            break
+    ends = [position for position, token in enumerate(ids) if token in end_tokens]
+    if ends:
+        ids = ids[: ends[0] + 1]
     text = tokenizer.decode(ids, skip_special_tokens=True)
-    return {"text": text, "tokens": len(ids), "truncated": ids[-1] not in end_tokens}
+    return {"text": text, "tokens": len(ids), "truncated": not ends}
 
 
 def get_lora_rank(adapters: dict) -> int:
@@ -342,10 +327,11 @@ def get_lora_rank(adapters: dict) -> int:
 
 def answer_prompts(args, tokenizer, adapters: dict, system_prompt: str | None):
     """Answer --prompt with every arm, with and without the system prompt, and print the answers."""
+    systems = [system_prompt, None] if system_prompt else [None]
     requests = []
     for problem in args.prompt:
-        for system in [None] if system_prompt is None else [system_prompt, None]:
-            title = "no system prompt" if system is None else "system prompt"
+        for system in systems:
+            title = "system prompt" if system else "no system prompt"
             text = render_prompt(tokenizer, make_messages(problem, system))
             for arm in ["base", *adapters]:
                 requests.append(make_request(arm, text, args.seed, title))
@@ -371,8 +357,7 @@ def wilson(k: int, n: int) -> list[float]:
     """Return the 95 % Wilson score interval [low, high] of the rate k / n (Wilson 1927)."""
     from scipy.stats import binomtest
 
-    interval = binomtest(k, n).proportion_ci(method="wilson")
-    return [interval.low, interval.high]
+    return list(binomtest(k, n).proportion_ci(method="wilson"))
 
 
 def mcnemar(only_first: int, only_second: int) -> float:
@@ -394,24 +379,21 @@ def paired_difference(both: int, only_first: int, only_second: int, neither: int
     n = both + only_first + only_second + neither
     first = both + only_first
     second = both + only_second
-    p1 = first / n
-    p2 = second / n
     low1, high1 = wilson(first, n)
     low2, high2 = wilson(second, n)
+    below1 = first / n - low1
+    above1 = high1 - first / n
+    below2 = second / n - low2
+    above2 = high2 - second / n
 
     cross = both * neither - only_first * only_second
     if cross > 0:
         cross = max(cross - n / 2, 0)  # the continuity correction
     spread = math.sqrt(first * (n - first) * second * (n - second))
     phi = cross / spread if spread else 0.0
-
-    below1 = p1 - low1
-    above1 = high1 - p1
-    below2 = p2 - low2
-    above2 = high2 - p2
     below = below1**2 - 2 * phi * below1 * above2 + above2**2
     above = above1**2 - 2 * phi * above1 * below2 + below2**2
-    difference = p1 - p2
+    difference = (first - second) / n
     low = difference - math.sqrt(max(below, 0))
     high = difference + math.sqrt(max(above, 0))
     return difference, [low, high]
@@ -436,11 +418,8 @@ def compare(first: list[bool], second: list[bool]) -> dict:
     only_second = pairs.count((False, True))
     neither = pairs.count((False, False))
     difference, interval = paired_difference(both, only_first, only_second, neither)
-    return {
-        "difference": difference,
-        "difference_ci95": interval,
-        "mcnemar_p": mcnemar(only_first, only_second),
-    }
+    p = mcnemar(only_first, only_second)
+    return {"difference": difference, "difference_ci95": interval, "mcnemar_p": p}
 
 
 def verdict(comparison: dict, n: int, base_rate: float, lora_rate: float, up="improved") -> str:
@@ -453,10 +432,10 @@ def verdict(comparison: dict, n: int, base_rate: float, lora_rate: float, up="im
         moved = up if points > 0 else "fell"
         return f"{moved} by {abs(points):.0f} points ({interval}, n = {n}, {p_text(p)})"
     sentence = f"no difference shown at n = {n} ({p_text(p)})"
-    if abs(points) < 1:
-        return sentence
-    needed = samples_needed(base_rate, lora_rate)
-    return f"{sentence}; about {needed} per arm are needed for {abs(points):.0f} points"
+    if abs(points) >= 1:
+        needed = samples_needed(base_rate, lora_rate)
+        sentence += f"; about {needed} per arm are needed for {abs(points):.0f} points"
+    return sentence
 
 
 def cost_sentence(comparisons: dict, language: str) -> str:
@@ -527,12 +506,8 @@ def summarize(samples: list[dict]) -> dict:
 
     arms = [key for key in samples[0] if key not in ("prompt", "answer")]
     unreadable = [row for row in samples if rewards.is_correct("", row["answer"]) is None]
-    results = {
-        "n": len(samples),
-        "target_lang": rewards.target_lang,
-        "arms": arms,
-        "golds_that_are_no_number": len(unreadable),
-    }
+    results = {"n": len(samples), "target_lang": rewards.target_lang, "arms": arms}
+    results["golds_that_are_no_number"] = len(unreadable)
     for arm in arms:
         for row in samples:
             cell = row[arm]
@@ -551,10 +526,8 @@ def summarize(samples: list[dict]) -> dict:
 def summarize_arm(cells: list[dict]) -> dict:
     """Return the numbers of one arm: means, rates with intervals, right answers by language."""
     n = len(cells)
-    result = {
-        "mean_tokens": sum(cell["tokens"] for cell in cells) / n,
-        "language_share": sum(cell["language_share"] for cell in cells) / n,
-    }
+    result = {"mean_tokens": sum(cell["tokens"] for cell in cells) / n}
+    result["language_share"] = sum(cell["language_share"] for cell in cells) / n
     for rate in RATES:
         k = sum(cell[rate] for cell in cells)
         result[rate] = k / n
@@ -577,11 +550,8 @@ def summarize_arm(cells: list[dict]) -> dict:
     for cell in cells:
         if (cell["language_share"] >= 0.5) != cell["indonesian_rate"]:
             differ.append({key: cell[key] for key in ("lang", "language_share", "text")})
-    result["langid_disagrees"] = {
-        "n": len(differ),
-        "labels": sorted({cell["lang"] for cell in differ}),
-        "examples": differ[:3],
-    }
+    labels = sorted({cell["lang"] for cell in differ})
+    result["langid_disagrees"] = {"n": len(differ), "labels": labels, "examples": differ[:3]}
     return result
 
 
@@ -589,13 +559,19 @@ def rescore(path: str):
     """Grade a samples.jsonl again, with the settings of the results.json beside it."""
     import rewards
 
-    samples = read_samples(path)
     results_file = os.path.join(os.path.dirname(path), "results.json")
     try:
+        with open(path, encoding="utf-8") as file:
+            samples = [json.loads(line) for line in file if line.strip()]
         with open(results_file, encoding="utf-8") as file:
             old = json.load(file)
     except (OSError, ValueError) as error:
-        fail(f"--rescore: cannot read {results_file}: {one_line(error)}")
+        fail(f"--rescore: cannot read {path} and the results.json beside it: {one_line(error)}")
+    if not samples:
+        fail(f"--rescore: {path} is empty")
+    for line, row in enumerate(samples, start=1):
+        if not is_sample(row) or list(row) != list(samples[0]):
+            fail(f"--rescore: line {line} of {path} is no sample of evaluate.py's")
     tokens = old.get("reasoning_tokens") if isinstance(old, dict) else None
     if not isinstance(tokens, list) or [type(token) for token in tokens] != [str, str]:
         fail(f"--rescore: {results_file} is not evaluate.py's: it has no reasoning_tokens")
@@ -606,35 +582,20 @@ def rescore(path: str):
     report(samples, old | summarize(samples), path)
 
 
-def read_samples(path: str) -> list[dict]:
-    """Return the rows of a samples.jsonl; ends with one line if it is something else."""
-    try:
-        with open(path, encoding="utf-8") as file:
-            rows = [json.loads(line) for line in file if line.strip()]
-    except (OSError, ValueError) as error:
-        fail(f"--rescore: cannot read {path}: {one_line(error)}")
-    if not rows:
-        fail(f"--rescore: {path} is empty")
-    for line, row in enumerate(rows, start=1):
-        if not is_sample(row) or list(row) != list(rows[0]):
-            fail(f"--rescore: line {line} of {path} is no sample of evaluate.py's")
-    return rows
-
-
 def is_sample(row) -> bool:
-    """Say whether a row has a prompt, an answer and at least one graded text."""
+    """Say whether a row has a prompt, an answer and at least one text to grade."""
     if not isinstance(row, dict) or len(row) < 3:
         return False
-    if not isinstance(row.get("prompt"), str) or not isinstance(row.get("answer"), str):
-        return False
-    for key, cell in row.items():
+    kinds = {"text": str, "tokens": int, "truncated": bool}
+    for key, value in row.items():
         if key in ("prompt", "answer"):
-            continue
-        if not isinstance(cell, dict) or not isinstance(cell.get("text"), str):
+            good = isinstance(value, str)
+        else:
+            cell = value if isinstance(value, dict) else {}
+            good = all(isinstance(cell.get(name), kind) for name, kind in kinds.items())
+        if not good:
             return False
-        if not isinstance(cell.get("tokens"), int) or not isinstance(cell.get("truncated"), bool):
-            return False
-    return True
+    return "prompt" in row and "answer" in row
 
 
 # --------------------------------------------------------------------------------------------------
@@ -646,30 +607,25 @@ def report(samples: list[dict], results: dict, samples_file: str):
 
     All files are written before the first takes its name: a full disk leaves the old ones.
     """
-    folder = os.path.dirname(samples_file)
-    files = {
-        "texts": os.path.basename(samples_file),
-        "pairs": "samples.md",
-        "picture": "eval.png",
-        "results": "results.json",
-    }
+    folder, texts = os.path.split(os.path.abspath(samples_file))
+    files = {"texts": texts, "pairs": "samples.md", "picture": "eval.png"}
+    files["results"] = "results.json"
     if "steps" in results:
         files["curve"] = "curve.png"
     results["files"] = files
-    os.makedirs(folder or ".", exist_ok=True)
-    with contextlib.ExitStack() as stack:
-        names = {}
-        for kind, name in files.items():
-            names[kind] = stack.enter_context(whole_file(os.path.join(folder, name)))
-        with open(names["texts"], "w", encoding="utf-8") as file:
-            file.writelines(json.dumps(row, ensure_ascii=False) + "\n" for row in samples)
-        with open(names["pairs"], "w", encoding="utf-8") as file:
-            file.write(make_pairs_page(samples, results))
-        with open(names["results"], "w", encoding="utf-8") as file:
+    lines = [json.dumps(row, ensure_ascii=False) + "\n" for row in samples]
+    os.makedirs(folder, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=folder) as name:
+        new = Path(name)
+        (new / texts).write_text("".join(lines), encoding="utf-8")
+        (new / "samples.md").write_text(make_pairs_page(samples, results), encoding="utf-8")
+        with open(new / "results.json", "w", encoding="utf-8") as file:
             json.dump(results, file, indent=1, ensure_ascii=False)
-        draw_rates(results, names["picture"])
-        if "curve" in files:
-            draw_curve(results, names["curve"])
+        draw_rates(results, new / "eval.png")
+        if "steps" in results:
+            draw_curve(results, new / "curve.png")
+        for name in files.values():
+            os.replace(new / name, os.path.join(folder, name))
     if len(results["arms"]) > 1:
         print_tutorial_result(results)
     print_rates(results)
@@ -690,19 +646,18 @@ def print_rates(results: dict):
             interval = f"95 % CI {100 * low:.1f} to {100 * high:.1f}"
             print(f"{rate:23} {arm:{width}} {100 * results[arm][rate]:5.1f} %  ({interval})")
         if "comparisons" in results:
-            up = "improved"
-            if rate in ("closed_thought_rate", "truncation_rate"):
-                up = "rose"
+            up = "rose" if rate in ("closed_thought_rate", "truncation_rate") else "improved"
             comparison = results["comparisons"][rate]
             sentence = verdict(comparison, n, results["base"][rate], results[lora][rate], up)
             print(f"{'':23} {sentence}")
     for arm in results["arms"]:
+        tokens = f"{results[arm]['mean_tokens']:.1f}"
         share = f"language_share {results[arm]['language_share']:.2f}"
         differ = results[arm]["langid_disagrees"]
-        labels = f" {differ['labels']}" if differ["n"] else ""
-        contradicted = f"which langid contradicts on {differ['n']} of {n}{labels}"
-        tokens = f"{results[arm]['mean_tokens']:.1f}"
-        print(f"{'mean_tokens':23} {arm:{width}} {tokens}    {share}, {contradicted}")
+        line = f"{share}, which langid contradicts on {differ['n']} of {n}"
+        if differ["n"]:
+            line += f" {differ['labels']}"
+        print(f"{'mean_tokens':23} {arm:{width}} {tokens}    {line}")
 
 
 def print_cost(results: dict):
@@ -738,35 +693,30 @@ def print_warnings(samples: list[dict], results: dict):
     """Name what makes the numbers worth less: no effect of the adapter, golds without number."""
     lora = results["arms"][-1]
     if lora != "base" and all(row["base"]["text"] == row[lora]["text"] for row in samples):
-        print(
-            "warning: every text is the same with and without LoRA: the adapter changes too "
-            "little, or is not applied"
-        )
+        print("warning: every text is the same with and without LoRA: too weak, or not applied")
     unreadable = results["golds_that_are_no_number"]
     if unreadable:
         print(f"warning: {unreadable} of {results['n']} answers are no numbers: counted as wrong")
 
 
-def draw_rates(results: dict, path: str):
+def draw_rates(results: dict, path: Path):
     """Draw the rates of the first and the last arm, and right and wrong by language, to a PNG."""
+    import numpy as np
     from matplotlib.figure import Figure
 
     language = data.LANGUAGES[results["target_lang"]][1]
     arms = first_and_last(results["arms"])
     figure = Figure(figsize=(14, 5.5), layout="tight")
     bars, cost = figure.subplots(1, 2, width_ratios=[1.7, 1])
+    x = np.arange(len(RATES))
     for i, arm in enumerate(arms):
-        x = [position + 0.4 * i for position in range(len(RATES))]
-        y = [100 * results[arm][rate] for rate in RATES]
-        low = [100 * results[arm][f"{rate}_ci95"][0] for rate in RATES]
-        high = [100 * results[arm][f"{rate}_ci95"][1] for rate in RATES]
-        below = [max(value - end, 0) for value, end in zip(y, low)]
-        above = [max(end - value, 0) for value, end in zip(y, high)]
-        drawn = bars.bar(x, y, 0.38, yerr=[below, above], capsize=4, label=arm)
+        y = 100 * np.array([results[arm][rate] for rate in RATES])
+        ends = 100 * np.array([results[arm][f"{rate}_ci95"] for rate in RATES])
+        yerr = abs(ends.T - y)  # below and above
+        drawn = bars.bar(x + 0.4 * i, y, 0.38, yerr=yerr, capsize=4, label=arm)
         bars.bar_label(drawn, fmt="%.0f", padding=2)
-    middle = 0.2 * (len(arms) - 1)
     names = [rate.replace("_", "\n") for rate in RATES]
-    bars.set_xticks([position + middle for position in range(len(RATES))], names)
+    bars.set_xticks(x + 0.2 * (len(arms) - 1), names)
     title = f"n = {results['n']}, target {language}, 95 % Wilson intervals"
     bars.set(ylim=(0, 105), ylabel="% of the texts", title=title)
     bars.legend()
@@ -786,28 +736,28 @@ def draw_rates(results: dict, path: str):
         bottom = [start + share for start, share in zip(bottom, shares)]
     cost.set(ylim=(0, 100), xlim=(-0.6, len(arms) - 0.4), title="what the language cost")
     cost.legend(loc="upper center", bbox_to_anchor=(0.5, -0.07), ncols=2, fontsize=9)
-    figure.savefig(path, dpi=110, format="png")  # the file is still called .partial
+    figure.savefig(path, dpi=110)
 
 
-def draw_curve(results: dict, path: str):
+def draw_curve(results: dict, path: Path):
     """Draw language, accuracy and both against the training step (the base is step 0) to a PNG."""
+    import numpy as np
     from matplotlib.figure import Figure
 
     steps = {"base": 0} | results["steps"]
+    x = list(steps.values())
     figure = Figure(figsize=(9, 5.5), layout="tight")
     axes = figure.subplots()
     for rate in ("indonesian_rate", "accuracy", "indonesian_and_correct"):
-        y = [100 * results[arm][rate] for arm in steps]
-        low = [100 * results[arm][f"{rate}_ci95"][0] for arm in steps]
-        high = [100 * results[arm][f"{rate}_ci95"][1] for arm in steps]
-        axes.plot(steps.values(), y, marker="o", label=rate)
-        axes.fill_between(list(steps.values()), low, high, alpha=0.15)
+        ends = 100 * np.array([results[arm][f"{rate}_ci95"] for arm in steps])
+        axes.plot(x, [100 * results[arm][rate] for arm in steps], marker="o", label=rate)
+        axes.fill_between(x, *ends.T, alpha=0.15)
     language = data.LANGUAGES[results["target_lang"]][1]
     title = f"{language}, n = {results['n']}, 95 % Wilson intervals"
     axes.set(ylim=(0, 105), xlabel="training step (0: base)", ylabel="% of the texts", title=title)
     axes.legend()
     axes.grid(alpha=0.3)
-    figure.savefig(path, dpi=110, format="png")  # the file is still called .partial
+    figure.savefig(path, dpi=110)
 
 
 def choose_pairs(samples: list[dict], lora: str, n: int = 10) -> list[tuple[str, dict]]:
@@ -822,12 +772,10 @@ def choose_pairs(samples: list[dict], lora: str, n: int = 10) -> list[tuple[str,
     for row in samples:
         before = row["base"]["indonesian_and_correct"]
         after = row[lora]["indonesian_and_correct"]
-        if before == after:
-            kinds["tie"].append(row)
-        elif after:
-            kinds["win"].append(row)
-        else:
-            kinds["loss"].append(row)
+        kind = "tie"
+        if before != after:
+            kind = "win" if after else "loss"
+        kinds[kind].append(row)
     chooser = random.Random(3407)
     for rows in kinds.values():
         chooser.shuffle(rows)
@@ -853,8 +801,8 @@ def make_pairs_page(samples: list[dict], results: dict) -> str:
         lines += [fence(row["prompt"]), "", f"Right answer: `{row['answer']}`"]
         for arm in first_and_last(results["arms"]):
             cell = row[arm]
-            facts = [cell["lang"], "right" if cell["accuracy"] else "wrong"]
-            facts.append(f"{cell['tokens']} tokens")
+            right = "right" if cell["accuracy"] else "wrong"
+            facts = [cell["lang"], right, f"{cell['tokens']} tokens"]
             if cell["truncated"]:
                 facts.append("cut off")
             lines += ["", f"**{arm}**: {', '.join(facts)}", "", fence(cell["text"])]
@@ -887,8 +835,8 @@ def log_to_swanlab(args, samples: list[dict], results: dict, folder: str):
     arms = results["arms"]
     for kind in ("picture", "curve"):
         if kind in results["files"]:
-            path = os.path.join(folder, results["files"][kind])
-            swanlab.log({f"eval/{kind}": swanlab.Image(path)})
+            picture = swanlab.Image(os.path.join(folder, results["files"][kind]))
+            swanlab.log({f"eval/{kind}": picture})
     swanlab.log({f"eval/{arm}/{rate}": results[arm][rate] for rate in RATES for arm in arms})
     texts = []
     for kind, row in choose_pairs(samples, arms[-1]):
@@ -905,11 +853,9 @@ def log_to_swanlab(args, samples: list[dict], results: dict, folder: str):
 
 def check_folder(folder: str):
     """End with one line if an evaluation cannot be written there; leaves nothing behind."""
-    import tempfile
-
-    if os.path.isdir(folder) and os.listdir(folder):
-        if not {"samples.jsonl", "results.json"} & set(os.listdir(folder)):
-            fail(f"{folder} holds something else than an evaluation: take another --name")
+    there = os.listdir(folder) if os.path.isdir(folder) else []
+    if there and not {"samples.jsonl", "results.json"} & set(there):
+        fail(f"{folder} holds something else than an evaluation: take another --name")
     existing = os.path.abspath(folder)
     while not os.path.exists(existing):
         existing = os.path.dirname(existing)
@@ -929,11 +875,9 @@ def check_vocabulary(args, tokenizer):
         )
     except Exception as error:  # transformers raises many types for a config.json that is none
         fail(f"cannot read config.json of {args.model}: {one_line(error)}")
-    if len(tokenizer) > config.get_text_config().vocab_size:
-        fail(
-            f"the tokenizer of {args.model} has {len(tokenizer)} tokens, more than the model's "
-            "vocabulary"
-        )
+    n = len(tokenizer)
+    if n > config.get_text_config().vocab_size:
+        fail(f"the tokenizer of {args.model} has {n} tokens, more than the model's vocabulary")
 
 
 def find_adapters(args, run: dict) -> dict[str, str]:
@@ -971,11 +915,11 @@ def load_prompts(args, run: dict, tokenizer):
     whatever the system prompt is now. Any other data set is held out as a whole.
     """
     used = run.get("arguments")
+    other_data = used and not is_same_data(args, used)
     options = argparse.Namespace(**vars(args))
-    other_data = used is not None and not is_same_data(args, used)
     if other_data:
         options.eval_fraction = 0.0
-    elif used is not None:
+    elif used:
         for name in ("system_prompt", "target_lang", "seed"):
             setattr(options, name, used[name])
         options.reasoning_tokens = used["reasoning_tokens"] or args.reasoning_tokens
@@ -997,13 +941,10 @@ def load_prompts(args, run: dict, tokenizer):
 
 def is_same_data(args, used: dict) -> bool:
     """Say whether --dataset is what train.py used: the same file, or the same part of a hub set."""
-    if os.path.exists(args.dataset) and os.path.exists(used["dataset"]):
-        if not os.path.samefile(args.dataset, used["dataset"]):
-            return False
-        if os.path.isfile(args.dataset):
-            return True
-    elif args.dataset != used["dataset"]:
+    if os.path.realpath(args.dataset) != os.path.realpath(used["dataset"]):
         return False
+    if os.path.isfile(args.dataset):
+        return True
     names = ("dataset_config", "dataset_split", "dataset_revision")
     return all(getattr(args, name) == used.get(name) for name in names)
 
@@ -1015,133 +956,79 @@ def folder_name(value: str) -> str:
     return value
 
 
-def apply_run_defaults(parser):
-    """Make what train.py used (OUTPUT_DIR/run.json) the default of the flags for model and data."""
-    first = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
-    first.error = fail
-    for flag in ("--output-dir", "--model", "--dataset", "--rescore"):
-        first.add_argument(flag)
-    given, _ = first.parse_known_args()
-    output_dir = given.output_dir or parser.get_default("output_dir")
-    run = {} if given.rescore else read_run(output_dir)
-    if not run:
-        return
-    used = run["arguments"]
-    names = "model dataset dataset_config dataset_split system_prompt target_lang"
-    names += " reasoning_tokens max_prompt_quantile eval_fraction seed engine load_in_4bit"
-    for name in names.split():
+def take_from_run(parser, output_dir: str):
+    """Parse again, where model, data and tracker default to what train.py used (run.json)."""
+    used = read_run(output_dir)["arguments"]
+    names = "model dataset dataset_config dataset_split system_prompt target_lang seed"
+    names += " reasoning_tokens max_prompt_quantile eval_fraction"
+    for name in [*names.split(), "engine", "load_in_4bit"]:
         if name not in used:
             fail(f"{output_dir}/run.json is of another version of train.py: it has no {name}")
-        if name not in ("engine", "load_in_4bit"):
-            parser.set_defaults(**{name: used[name]})
+    parser.set_defaults(**{name: used[name] for name in names.split()})
+    parser.set_defaults(
+        load_in_4bit=used["engine"] == "unsloth" and used["load_in_4bit"],  # stock TRL: never
+        revision=used.get("revision"),
+        dataset_revision=used.get("dataset_revision"),
+    )
     if used.get("report_to") == "swanlab":
         names = ("report_to", "swanlab_mode", "swanlab_id")
         parser.set_defaults(**{name: used.get(name) for name in names})
+    args = parser.parse_args()
     # a revision is one of this model or data set; another model is loaded as it is
-    parser.set_defaults(load_in_4bit=False)
-    if given.model in (None, used["model"]):
-        in_4bit = used["engine"] == "unsloth" and used["load_in_4bit"]  # stock TRL: never
-        parser.set_defaults(load_in_4bit=in_4bit, revision=used.get("revision"))
-    if given.dataset in (None, used["dataset"]):
-        parser.set_defaults(dataset_revision=used.get("dataset_revision"))
+    if args.model != used["model"]:
+        parser.set_defaults(load_in_4bit=False, revision=None)
+    if args.dataset != used["dataset"]:
+        parser.set_defaults(dataset_revision=None)
+    return parser.parse_args()
 
 
 def parse_arguments():
     parser = data.make_parser(__doc__)
-    group = parser.add_argument_group("evaluation")
-    group.add_argument(
-        "--output-dir", default="outputs", help="train.py's folder; results go to a folder in it"
-    )
-    group.add_argument(
-        "--name",
-        type=folder_name,
-        help="folder of the results in --output-dir; default: eval, or eval-curve for several "
-        "adapters, eval-alone for none",
-    )
-    group.add_argument(
+    count = number(int, least=1)
+    count_or_all = number(int, least=-1)
+    positive_or_0 = number(float, least=0)
+    share = number(float, above=0, most=1)
+    modes = ["offline", "cloud", "local", "disabled"]
+    on_or_off = argparse.BooleanOptionalAction  # --flag and --no-flag
+
+    add = parser.add_argument_group("evaluation").add_argument
+    add("--output-dir", default="outputs", help="train.py's folder; results go to a folder in it")
+    add("--name", type=folder_name, help="of that folder; default: eval, eval-curve, eval-alone")
+    add(
         "--adapter",
         nargs="+",
         metavar="FOLDER",
-        help="LoRA folder, several for a curve, or none for the model alone; default: "
-        "OUTPUT_DIR/grpo_lora",
+        help="LoRA, several for a curve, none for the model alone; default: OUTPUT_DIR/grpo_lora",
     )
-    group.add_argument(
-        "--split",
-        choices=["train", "held-out"],
-        default="train",
-        help="prompts to sample; train: the tutorial's choice",
-    )
-    group.add_argument(
-        "--num-samples", type=number(int, least=1), default=20, help="prompts to sample"
-    )
-    group.add_argument(
-        "--single-prompts",
-        action=argparse.BooleanOptionalAction,
-        default=True,
-        help="answer the tutorial's four single prompts, too",
-    )
-    group.add_argument(
-        "--prompt",
-        type=data.text,
-        action="append",
-        help="only answer this, with and without LoRA and system prompt (repeatable)",
-    )
-    group.add_argument("--rescore", help="only grade this samples.jsonl again")
-    group = parser.add_argument_group("generation")
-    group.add_argument(
-        "--max-tokens",
-        type=number(int, least=1),
-        default=2048,
-        help="longest completion, in tokens",
-    )
-    group.add_argument(
-        "--temperature",
-        type=number(float, least=0),
-        default=1.0,
-        help="sampling temperature; 0: greedy",
-    )
-    group.add_argument(
-        "--top-k",
-        type=number(int, least=-1),
-        default=50,
-        help="number of tokens to sample from; -1: all",
-    )
-    group.add_argument(
-        "--load-in-4bit",
-        action=argparse.BooleanOptionalAction,
-        default=True,
-        help="4-bit base (vLLM only); where run.json is, as trained",
-    )
-    group.add_argument(
-        "--fast-inference",
-        action=argparse.BooleanOptionalAction,
-        default=True,
-        help="generate with vLLM (needs a GPU)",
-    )
-    group.add_argument(
-        "--gpu-memory-utilization",
-        type=number(float, above=0, most=1),
-        default=0.7,
-        help="vLLM's share of GPU memory",
-    )
-    group.add_argument(
+    add("--split", choices=["train", "held-out"], default="train", help="prompts to sample from")
+    add("--num-samples", type=count, default=20, help="prompts to sample")
+    add("--single-prompts", action=on_or_off, default=True, help="ask the tutorial's four, too")
+    add("--prompt", type=data.text, action="append", help="only answer this (repeatable)")
+    add("--rescore", metavar="FILE", help="only grade this samples.jsonl again")
+
+    add = parser.add_argument_group("generation").add_argument
+    add("--max-tokens", type=count, default=2048, help="longest completion, in tokens")
+    add("--temperature", type=positive_or_0, default=1.0, help="sampling temperature; 0: greedy")
+    add("--top-k", type=count_or_all, default=50, help="number of tokens to sample from; -1: all")
+    add("--load-in-4bit", action=on_or_off, default=True, help="4-bit base; default: as trained")
+    add("--fast-inference", action=on_or_off, default=True, help="generate with vLLM, on a GPU")
+    add("--gpu-memory-utilization", type=share, default=0.7, help="vLLM's share of GPU memory")
+    add(
         "--compilation",
         choices=COMPILATION,
         default="full",
         help="how vLLM prepares; graphs: only CUDA graphs; none: soonest start, slowest texts",
     )
     data.add_data_arguments(parser)
-    group = parser.add_argument_group("tracking")
-    group.add_argument("--report-to", choices=["swanlab", "none"], default="none", help="tracker")
-    group.add_argument(
-        "--swanlab-mode",
-        choices=["offline", "cloud", "local", "disabled"],
-        default="local",
-        help="cloud needs `swanlab login`",
-    )
-    apply_run_defaults(parser)
-    args = parser.parse_args()
 
+    add = parser.add_argument_group("tracking").add_argument
+    add("--report-to", choices=["swanlab", "none"], default="none", help="tracker")
+    add("--swanlab-mode", choices=modes, default="local", help="cloud needs `swanlab login`")
+
+    args = parser.parse_args()
+    if not args.rescore and read_run(args.output_dir):
+        args = take_from_run(parser, args.output_dir)
+    data.check_reasoning_tokens(args)
     adapters = args.adapter or []
     if len(adapters) > 1 and "none" in adapters:
         fail("--adapter none stands alone")

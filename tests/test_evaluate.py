@@ -1153,6 +1153,7 @@ def test_rows_of_different_arms_are_refused(tmp_path, capsys):
     other["lora"] = other.pop("base")
     path = tmp_path / "samples.jsonl"
     path.write_text(json.dumps(GOOD_ROW) + "\n" + json.dumps(other) + "\n")
+    (tmp_path / "results.json").write_text(json.dumps(GOOD_RESULTS))
     with pytest.raises(SystemExit):
         evaluate.rescore(str(path))
     assert "line 2 of" in capsys.readouterr().err
@@ -1319,6 +1320,7 @@ BAD_INPUT = [
     (["--name", " "], "not the name of a folder"),
     (["--name", "grpo_lora"], "holds something else than an evaluation"),
     (["--adapter", "none", "x"], "--adapter none stands alone"),
+    (["--reasoning-tokens", "<a>", "<a>"], "START and END must differ"),
     (["--adapter"], "--adapter"),
     (["--output-d", "x"], "--output-d"),
     (["--output-dir"], "--output-dir"),
