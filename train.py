@@ -629,7 +629,7 @@ def adds_steps(args, run) -> bool:
     """Say whether a finished run was asked for more steps than it made."""
     if args.max_steps > 0:
         return args.max_steps > run["effective"]["steps"]
-    return args.num_train_epochs > run["arguments"]["num_train_epochs"]
+    return args.num_train_epochs > run["effective"].get("epochs", 0)
 
 
 def lock_folder(folder):
@@ -737,9 +737,10 @@ def finish_run(args, trainer, watch, started):
         "peak_memory_gib": round(memory, 2),
         "last_step": steps[-1],
     }
-    effective = run["effective"] | {"steps": trainer.state.global_step}
+    made = {"steps": trainer.state.global_step, "epochs": trainer.state.epoch}
     stuck = watch.stuck and args.stop_if_stuck
     state = "stuck" if stuck else "finished"
+    effective = run["effective"] | made
     write_run(args, state=state, effective=effective, held_out=run["held_out"], **summary)
     draw_curves(args.output_dir, trainer.state.log_history)
     print_summary(steps)
@@ -811,8 +812,9 @@ def is_trained(args, checkpoint) -> bool:
         return False
     with open(os.path.join(checkpoint, "trainer_state.json")) as file:
         state = json.load(file)
-    goal = args.max_steps if args.max_steps > 0 else state["max_steps"]
-    return state["global_step"] >= goal
+    if args.max_steps > 0:
+        return state["global_step"] >= args.max_steps
+    return state["epoch"] >= args.num_train_epochs
 
 
 def take_adapter(trainer, checkpoint):

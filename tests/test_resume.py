@@ -157,6 +157,21 @@ def test_a_finished_run_is_left_alone_or_trained_on(whole, tmp_path):
     assert read_steps(output)[-1] == STEPS + 1
 
 
+def test_a_finished_run_is_trained_on_by_epochs(tiny, tmp_path):
+    """8 prompts, 4 a step: 2 steps an epoch."""
+    rows = [{"prompt": f"What is {i} + 1?", "solution": str(i + 1)} for i in range(8)]
+    path, output = tmp_path / "rows.jsonl", tmp_path / "outputs"
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    changes = {"dataset": path, "eval_fraction": 0, "max_prompt_quantile": 1, "max_steps": 1}
+    changes |= {"per_device_train_batch_size": 16, "warmup_ratio": 0}
+    done = run_script("train.py", *arguments_of(tiny, output, **changes))
+    assert done.returncode == 0, done.stderr[-3000:]
+    for flags, steps in ((["--max-steps", -1], 2), (["--num-train-epochs", 2], 4)):
+        done = resume(output, *flags)
+        assert done.returncode == 0 and read_steps(output)[-1] == steps, done.stderr[-3000:]
+        assert resume(output, *flags).stdout.endswith("this run is finished, nothing to do\n")
+
+
 @pytest.mark.parametrize(
     "flags",
     [
