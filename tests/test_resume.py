@@ -192,6 +192,16 @@ def test_what_the_run_is_cannot_change(whole, flags):
     assert flags[0] in done.stderr and done.stderr.count("\n") == 1
 
 
+def test_the_same_command_may_name_a_batch_of_one(tmp_path, monkeypatch):
+    """The tutorial's value, which became a group of 4 in the run."""
+    arguments = {"model": "m", "per_device_train_batch_size": 4, "lora_alpha": 64}
+    (tmp_path / "run.json").write_text(json.dumps({"arguments": arguments}))
+    flags = ["--resume", "--output-dir", str(tmp_path), "--per-device-train-batch-size", "1"]
+    monkeypatch.setattr(sys, "argv", ["train.py", *flags, "--report-to", "none"])
+    args = train.parse_arguments()
+    assert (args.model, args.per_device_train_batch_size, args.lora_alpha) == ("m", 4, 64)
+
+
 def test_a_new_run_moves_the_old_one_aside(whole, tiny, tmp_path):
     output = tmp_path / "outputs"
     shutil.copytree(whole, output)
