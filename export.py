@@ -30,7 +30,8 @@ from concurrent.futures import ProcessPoolExecutor
 
 import data
 from data import fail, one_line
-from train import check_adapter, get_vllm_rank, read_run, set_environment
+from train import check_adapter, get_vllm_rank, make_empty_model, read_run
+from train import set_environment, write
 
 
 def main(args):
@@ -62,7 +63,7 @@ def main(args):
         if args.engine == "trl":
             model.merge_and_unload().save_pretrained(folder, max_shard_size=SHARD_SIZE)
         del model  # 16 GB that the merged model needs
-        save_tokenizer(tokenizer, folder)  # over Unsloth's, with which AutoTokenizer loses spaces
+        tokenizer.save_pretrained(folder)  # over Unsloth's, with which AutoTokenizer loses spaces
         check_tokenizer(folder, conversations, prompts)
         record = {
             "weights": check_weights(folder, matrices),
@@ -77,7 +78,7 @@ def main(args):
         started = time.time()
         folder = os.path.join(partial, "merged_4bit")
         save_merged_4bit(merged, folder)
-        save_tokenizer(tokenizer, folder)
+        tokenizer.save_pretrained(folder)
         check_tokenizer(folder, conversations, prompts)
         record = {"agreement": {"merged_4bit": check_answers("merged_4bit", folder, references)}}
         write(f"{folder}/README.md", make_card("merged_4bit", args, arguments, results, record))
@@ -88,7 +89,7 @@ def main(args):
         started = time.time()
         folder = os.path.join(partial, "lora")
         save_lora(args.adapter, adapter_config, folder)
-        save_tokenizer(tokenizer, folder)
+        tokenizer.save_pretrained(folder)
         check_adapter(folder, args.model, args.revision)
         record = {"rank": adapter_config["r"], "lora_alpha": adapter_config["lora_alpha"]}
         write(f"{folder}/README.md", make_card("lora", args, arguments, results, record))
@@ -187,14 +188,6 @@ def get_device() -> str:
     return "cuda" if torch.cuda.is_available() else "cpu"
 
 
-def save_tokenizer(tokenizer, folder: str):
-    """Write the tokenizer as it was loaded."""
-    try:
-        tokenizer.save_pretrained(folder)
-    except Exception as error:  # what tokenizers raises where the disk is full
-        fail(f"cannot write to {folder}: {one_line(error)}", status=1)
-
-
 def save_merged_4bit(merged: str, folder: str):
     """Write the merged model as a bitsandbytes nf4 checkpoint (tutorial, "合并为4位")."""
     import torch
@@ -288,8 +281,7 @@ def make_modelfile(tokenizer, path: str, system_prompt: str | None, temperature:
     adds_bos = run_apart(what, gguf_adds_bos, path)
     template, default_system = make_ollama_template(tokenizer, adds_bos)
     system = default_system if system_prompt is None else system_prompt
-    lines = [f"FROM ./{os.path.basename(path)}"]
-    lines.append(f'TEMPLATE """{template}"""')
+    lines = [f"FROM ./{os.path.basename(path)}", f'TEMPLATE """{template}"""']
     if system:
         lines.append(f'SYSTEM """{system}"""')
     lines.append(f"PARAMETER temperature {temperature}")
@@ -478,11 +470,9 @@ def sample_matrices(model) -> list[dict]:
 def compare_weights(base, merged, delta) -> tuple[float, float, float]:
     """Compare one merged matrix with base + delta, all of one shape.
 
-    Returns (error, applied, possible).
-    error: largest |merged - base - delta| as a share of |base + delta| + |delta|; bfloat16 rounding
-    stays below 2**-7.
-    applied: the share of delta that is in `merged` (0: it is the base; 2: merged twice).
-    possible: the share that bfloat16 can hold: rounding drops changes much smaller than a weight.
+    Returns (error, applied, possible): the largest |merged - base - delta| as a share of
+    |base + delta| + |delta| (bfloat16 rounding stays below 2**-7), the share of delta that is in
+    `merged` (0: it is the base; 2: merged twice), and the share that bfloat16 can hold.
     """
     base, merged, delta = base.float(), merged.float(), delta.float()
     expected = base + delta
@@ -602,8 +592,7 @@ def check_arguments(args):
     converter = find_converter(args)
     if "gguf" in args.format and not os.path.isfile(converter):
         fail(f"no {converter}: pip install -r requirements.txt, or name its folder: --llama-cpp")
-    merges = args.format != ["lora"]  # the adapter alone is only copied
-    if merges and args.engine == "unsloth" and get_device() == "cpu":
+    if args.format != ["lora"] and args.engine == "unsloth" and get_device() == "cpu":
         fail("--engine unsloth needs an NVIDIA GPU; use --engine trl here")
     formats = read_json(summary_path(args)).get("formats", {})
     if not isinstance(formats, dict):
@@ -664,10 +653,13 @@ def read_json(path: str) -> dict:
 
 
 def check_room(args):
-    """Print what disk and memory an export needs; fail if the disk is too small."""
-    parameters = count_parameters(args)
+    """Print what an export needs; fail if the disk is too small or the base is quantised."""
+    model = make_empty_model(args.model, args.revision)
     if args.format == ["lora"]:
         return
+    if hasattr(model.config, "quantization_config"):
+        fail(f"{args.model} is quantised: name the 16-bit model that it was made from with --model")
+    parameters = model.num_parameters()
     needed = 0.1  # tokenizers, cards
     for kind in {"merged_16bit", *args.format, *get_kinds(args)}:
         needed += 1e-9 * parameters * BYTES_PER_PARAMETER.get(kind, 0)
@@ -679,24 +671,6 @@ def check_room(args):
     )
     if needed > free:
         fail(f"not enough disk for {args.output_dir}: {needed:.1f} GB needed, {free:.1f} GB free")
-
-
-def count_parameters(args) -> int:
-    """Return the base model's number of parameters; fail without it, or if it is quantised."""
-    import torch
-    from transformers import AutoConfig, AutoModelForCausalLM
-
-    try:
-        config = AutoConfig.from_pretrained(
-            args.model, revision=args.revision, trust_remote_code=False
-        )
-        with torch.device("meta"):
-            model = AutoModelForCausalLM.from_config(config, trust_remote_code=False)
-    except Exception as error:  # transformers raises whatever a wrong config.json leads to
-        fail(f"cannot read the config of {args.model}: {one_line(error)}")
-    if hasattr(config, "quantization_config") and args.format != ["lora"]:
-        fail(f"{args.model} is quantised: name the 16-bit model that it was made from with --model")
-    return model.num_parameters()
 
 
 # --------------------------------------------------------------------------------------------------
@@ -727,12 +701,6 @@ def make_folders(args) -> str:
     return partial
 
 
-def write(path: str, text: str):
-    """Write a text file."""
-    with open(path, "w", encoding="utf-8") as file:
-        file.write(text)
-
-
 def keep(args, name: str, record: dict, started: float) -> str:
     """Move a proven export to its place, tell export.json, and return the place.
 
@@ -741,9 +709,7 @@ def keep(args, name: str, record: dict, started: float) -> str:
     export = os.path.join(args.output_dir, "export")
     folder = os.path.join(export, "partial", name)
     place = os.path.join(export, name)
-    files = {}
-    for file in sorted(os.listdir(folder)):
-        files[file] = os.path.getsize(os.path.join(folder, file))
+    files = {file: os.path.getsize(f"{folder}/{file}") for file in sorted(os.listdir(folder))}
     record = record | {
         "model": args.model,
         "revision": args.revision,
@@ -760,8 +726,7 @@ def keep(args, name: str, record: dict, started: float) -> str:
     os.replace(folder, place)
     summary = read_json(summary_path(args))
     summary["formats"] = summary.get("formats", {}) | {name: record}
-    with data.whole_file(summary_path(args)) as path:
-        write(path, json.dumps(summary, indent=1, ensure_ascii=False))
+    write(summary_path(args), json.dumps(summary, indent=1, ensure_ascii=False))
     shutil.rmtree(f"{place}.old", ignore_errors=True)
     size = record["bytes"] / 1e6
     print(f"made: {place}, {size:,.0f} MB, {record['seconds']} s", flush=True)
@@ -783,7 +748,8 @@ def get_peak_memory() -> dict:
 # --------------------------------------------------------------------------------------------------
 # Model card, Hub, next commands
 
-USAGE = {
+# --format, and how to use what it makes
+FORMATS = {
     "merged_16bit": "Load it with transformers or vLLM.",
     "merged_4bit": "Load it with transformers or vLLM; it needs bitsandbytes.",
     "lora": "Load it onto the base model with PEFT, or with vLLM's `--enable-lora`.",
@@ -813,26 +779,19 @@ def make_card(name: str, args, arguments: dict, results: dict, record: dict) -> 
     dataset = public.get("dataset", "unknown")
     language = public.get("target_lang", "id")
 
-    lines = ["---"]
-    lines.append(f"language: {language}")
-    lines.append("pipeline_tag: text-generation")
-    lines.append("tags: [grpo, trl]")
+    lines = ["---", f"language: {language}", "pipeline_tag: text-generation", "tags: [grpo, trl]"]
     if model == args.model:
         lines.append(f"base_model: {model}")
     if "/" in dataset:
         lines.append(f"datasets: {dataset}")
-    lines.append("---")
-    lines.append(f"# {model}, trained with GRPO ({name})")
-    lines.append("")
+    lines += ["---", f"# {model}, trained with GRPO ({name})", ""]
     lines.append(f"Base model: {model}. Data: {dataset}. Language to think in: {language}.")
-    lines.append(USAGE[name])
-    lines.append("")
+    lines += [FORMATS[name], ""]
     if results:
         lines += make_evaluation_lines(name, results)
-    lines.append("## Checks of this export")
-    lines += ["", "```json", json.dumps(record, indent=1), "```", ""]
-    lines.append("## Training arguments")
-    lines += ["", "```json", json.dumps(public, indent=1, ensure_ascii=False), "```", ""]
+    lines += ["## Checks of this export", "", "```json", json.dumps(record, indent=1), "```", ""]
+    text = json.dumps(public, indent=1, ensure_ascii=False)
+    lines += ["## Training arguments", "", "```json", text, "```", ""]
     return "\n".join(lines)
 
 
@@ -846,24 +805,19 @@ def make_evaluation_lines(name: str, results: dict) -> list[str]:
             "These are not numbers of the weights in this repository, which have the adapter merged"
             ' into them: how many greedy tokens agree is under "Checks of this export".'
         )
-    lines.append("")
-    lines.append(f"| | {base} | {base} + LoRA |")
-    lines.append("| --- | --- | --- |")
+    lines += ["", f"| | {base} | {base} + LoRA |", "| --- | --- | --- |"]
     for key, value in results["base"].items():
         with_lora = results["lora"].get(key)
         if isinstance(value, (int, float)) and isinstance(with_lora, (int, float)):
             lines.append(f"| {key} | {value:.3g} | {with_lora:.3g} |")
-    lines.append("")
-    return lines
+    return [*lines, ""]
 
 
 def push(args, name: str):
     """Upload one export; several formats go to a repository each, REPO-FORMAT."""
     from huggingface_hub import HfApi
 
-    repo = args.push_to_hub
-    if len(args.format) > 1:
-        repo = f"{args.push_to_hub}-{name}"
+    repo = args.push_to_hub if len(args.format) == 1 else f"{args.push_to_hub}-{name}"
     folder = os.path.join(args.output_dir, "export", name)
     try:
         api = HfApi(token=os.environ["HF_TOKEN"])
@@ -893,42 +847,26 @@ def print_next_commands(args, adapter_config: dict):
 # --------------------------------------------------------------------------------------------------
 # Arguments
 
-FORMATS = ["merged_16bit", "merged_4bit", "lora", "gguf"]
-
 
 def parse_arguments():
     parser = data.make_parser(__doc__)
-    parser.add_argument(
-        "--output-dir", default="outputs", help="train.py's; exports go to OUTPUT_DIR/export"
-    )
-    parser.add_argument(
+    add = parser.add_argument
+    add("--output-dir", default="outputs", help="train.py's; exports go to OUTPUT_DIR/export")
+    add(
         "--format",
         nargs="+",
         choices=FORMATS,
         default=["merged_16bit"],
         help="merged_4bit and gguf also write merged_16bit, their source",
     )
-    parser.add_argument(
-        "--quantization",
-        nargs="+",
-        choices=["q8_0", "f16", "q4_k_m", "q5_k_m"],
-        default=["q8_0"],
-        help="types of GGUF file; the Modelfile names the first",
-    )
-    parser.add_argument(
-        "--push-to-hub", metavar="REPO", help="Hub repository; several formats: REPO-FORMAT each"
-    )
-    parser.add_argument("--adapter", help="LoRA folder; default: OUTPUT_DIR/grpo_lora")
-    parser.add_argument(
-        "--model",
-        type=data.hub_name_or_folder,
-        help="16-bit base model, hub name or local folder; default: train.py's",
-    )
-    parser.add_argument("--revision", help="branch, tag or commit of --model; default: train.py's")
-    parser.add_argument(
-        "--engine", choices=["unsloth", "trl"], help="trl: PEFT, on a CPU too; default: train.py's"
-    )
-    parser.add_argument(
+    kinds = ["q8_0", "f16", "q4_k_m", "q5_k_m"]
+    add("--quantization", nargs="+", choices=kinds, default=["q8_0"], help="types of GGUF file")
+    add("--push-to-hub", metavar="REPO", help="Hub repository; several formats: REPO-FORMAT each")
+    add("--adapter", help="LoRA folder; default: OUTPUT_DIR/grpo_lora")
+    add("--model", type=data.hub_name_or_folder, help="16-bit base model; default: train.py's")
+    add("--revision", help="branch, tag or commit of --model; default: train.py's")
+    add("--engine", choices=["unsloth", "trl"], help="trl: also on a CPU; default: train.py's")
+    add(
         "--llama-cpp",
         metavar="DIR",
         default=os.environ.get("UNSLOTH_LLAMA_CPP_PATH"),
