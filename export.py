@@ -400,11 +400,9 @@ def check_gguf(kind: str, path: str, texts: list[str], references) -> float:
 
 def check_agreement(kind: str, agreement: float) -> float:
     """Return the share, rounded; fail if it is below LOWEST_AGREEMENT."""
-    print(
-        f"{kind}: {agreement:.1%} of the greedy tokens are those of base + adapter; "
-        f"at least {LOWEST_AGREEMENT[kind]:.0%} expected"
-    )
-    if agreement < LOWEST_AGREEMENT[kind]:
+    lowest = LOWEST_AGREEMENT[kind]
+    print(f"{kind}: {agreement:.1%} of the greedy tokens are base + adapter's, needed {lowest:.0%}")
+    if agreement < lowest:
         fail(f"{kind} does not answer like base + adapter", status=1)
     return round(agreement, 4)
 
@@ -458,12 +456,10 @@ def sample_matrices(model) -> list[dict]:
     for name, module in layers[:: max(1, len(layers) // 8)]:
         lora_a = module.lora_A["default"].weight.cpu().float()
         lora_b = module.lora_B["default"].weight.cpu().float()
-        matrix = {
-            "name": name.removeprefix("base_model.model.") + ".weight",
-            "base": module.base_layer.weight.cpu().clone(),
-            "delta": (lora_b @ lora_a * module.scaling["default"]).detach(),
-        }
-        matrices.append(matrix)
+        name = name.removeprefix("base_model.model.") + ".weight"
+        base = module.base_layer.weight.cpu().clone()
+        delta = (lora_b @ lora_a * module.scaling["default"]).detach()
+        matrices.append({"name": name, "base": base, "delta": delta})
     return matrices
 
 

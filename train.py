@@ -638,7 +638,10 @@ def move_aside(folder):
     number = 1
     while os.path.exists(f"{folder}-{number}"):
         number += 1
-    os.rename(folder, f"{folder}-{number}")
+    try:
+        os.rename(folder, f"{folder}-{number}")
+    except OSError as error:  # a mount point, or the folder that one is in
+        fail(f"cannot move {folder} aside, take another --output-dir: {one_line(error)}")
     print(f"the earlier run in {folder} is now in {folder}-{number}")
 
 
@@ -906,7 +909,8 @@ def make_watch(args, trainer, started):
             if "reward" in logs:
                 print(describe_step(logs, state), flush=True)
                 if args.rewards != "tutorial" and state.global_step % 10 == 1:
-                    show_completion(trainer)  # the tutorial's check_numbers prints its own
+                    texts = trainer._logs  # the tutorial's check_numbers prints its own
+                    print(texts["prompt"][-1], texts["completion"][-1], "", sep="\n----\n")
                 if args.report_to == "swanlab":
                     log_what_matters(trainer, logs, state.global_step)
             cause = find_stuck(state.log_history, args.stop_if_stuck or 10)
@@ -984,13 +988,6 @@ def describe_step(logs, state) -> str:
     )
 
 
-def show_completion(trainer):
-    """Print one prompt and its completion, of those that TRL keeps for its log."""
-    prompt = trainer._logs["prompt"][-1]
-    completion = trainer._logs["completion"][-1]
-    print(f"{'-' * 20}\n{prompt}\n{'-' * 20}\n{completion}\n{'-' * 20}", flush=True)
-
-
 def log_what_matters(trainer, logs, step):
     """Log reward, language, answers, length and a group's texts to SwanLab before the rest.
 
@@ -1019,7 +1016,7 @@ def log_what_matters(trainer, logs, step):
 def draw_curves(folder, log_history):
     """Draw what was logged against the steps to curves.png: language, answers, rewards, length."""
     rows = [row for row in log_history if "reward" in row]
-    if len(rows) < 2:
+    if not rows:
         return
     from matplotlib.figure import Figure
 
@@ -1037,7 +1034,7 @@ def draw_curves(folder, log_history):
     for axis, (title, keys) in zip(axes.flat, panels.items()):
         for key in keys:
             name = key.removeprefix("rewards/").removesuffix("/mean").split("/")[-1]
-            axis.plot(steps, [row.get(key) for row in rows], label=name)
+            axis.plot(steps, [row.get(key) for row in rows], marker=".", label=name)
         axis.set(title=title, xlabel="step")
         axis.grid(alpha=0.3)
         axis.legend(fontsize=8)
@@ -1122,7 +1119,12 @@ def parse_arguments():
     add("--lr-scheduler-type", choices=schedules, default="linear", help="learning rate schedule")
     optimizers = ["adamw_8bit", "paged_adamw_8bit", "adamw_torch", "adamw_torch_fused"]
     add("--optim", choices=optimizers, default="adamw_8bit", help="on a CPU always adamw_torch")
-    add("--per-device-train-batch-size", type=count, default=1, help="completions at a time")
+    add(
+        "--per-device-train-batch-size",
+        type=count,
+        default=1,
+        help="completions a device and micro-batch; 1 becomes --num-generations if it must",
+    )
     add("--gradient-accumulation-steps", type=count, default=1, help="micro-batches per step")
     add("--num-train-epochs", type=positive, default=1.0, help="passes if --max-steps is -1")
     add("--stop-if-stuck", type=count_or_0, default=0, help="0: warn; N: stop after N stuck steps")

@@ -282,6 +282,17 @@ def test_a_folder_that_cannot_be_written_is_told_before_the_model_loads(tiny):
     assert "Loading weights" not in done.stderr and "Traceback" not in done.stderr
 
 
+def test_a_folder_that_cannot_be_moved_aside(tmp_path, monkeypatch, capsys):
+    """The folder one is in, or a mount point: it was a traceback."""
+    (tmp_path / "notes.txt").touch()
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(SystemExit) as stopped:
+        train.move_aside(".")
+    error = capsys.readouterr().err
+    assert stopped.value.code == 2 and error.startswith("error: cannot move . aside, take another")
+    assert error.count("\n") == 1 and (tmp_path / "notes.txt").exists()
+
+
 @pytest.mark.parametrize("text", ["", "{", "[]", '{"arguments": {}}', '{"arguments": []}'])
 def test_an_unreadable_run_json(whole, tmp_path, text):
     (tmp_path / "run.json").write_text(text)
