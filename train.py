@@ -213,25 +213,25 @@ def is_main_process() -> bool:
 # Checks before the model is loaded, and before it is trained
 
 
-def check_arguments(args, parser):
+def check_arguments(args):
     """End with one line where flags do not fit together."""
     fill_in(args)
     completions = get_completions_per_step(args)
     if completions % args.num_generations:
-        parser.error(
+        fail(
             f"--num-generations {args.num_generations} must divide {completions}: "
             "--per-device-train-batch-size * --gradient-accumulation-steps * processes"
         )
     if args.eval_steps and not args.eval_fraction:
-        parser.error("--eval-steps needs --eval-fraction")
+        fail("--eval-steps needs --eval-fraction")
     if args.report_to != "none" and not importlib.util.find_spec(args.report_to):
-        parser.error(f"--report-to {args.report_to}: pip install it, or use run.sh's environment")
+        fail(f"--report-to {args.report_to}: pip install it, or use run.sh's environment")
     if args.reward_weights:
         import rewards
 
         names = [function.__name__ for function in rewards.REWARDS[args.rewards]]
         if len(args.reward_weights) != len(names):
-            parser.error(f"--reward-weights needs {len(names)} values: {', '.join(names)}")
+            fail(f"--reward-weights needs {len(names)} values: {', '.join(names)}")
     data.check_reasoning_tokens(args)
 
 
@@ -1142,10 +1142,10 @@ def parse_arguments():
 
     args = parser.parse_args()
     if args.max_steps == 0:
-        parser.error("--max-steps must be at least 1, or -1")
+        fail("--max-steps must be at least 1, or -1")
     if args.resume:
         args = resume_arguments(parser, args)
-    check_arguments(args, parser)
+    check_arguments(args)
     sys.excepthook = functools.partial(data.explain_full_disk, args.output_dir)
     return args
 

@@ -163,7 +163,7 @@ def test_a_batch_of_one_becomes_a_group_only_where_it_must(accumulation, complet
         reasoning_tokens=None,
         reward_weights=None,
     )
-    train.check_arguments(args, None)
+    train.check_arguments(args)
     assert train.get_completions_per_step(args) == completions and args.lora_alpha == 16
 
 
