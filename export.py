@@ -103,12 +103,12 @@ def main(args):
         texts = [data.render_prompt(tokenizer, conversation) for conversation in conversations]
         record = {"agreement": {}}
         for kind, path in files.items():
-            record["agreement"][kind] = check_gguf(kind, path, texts, references)
+            record["agreement"][kind], adds_bos = check_gguf(kind, path, texts, references)
         if "f16" not in args.quantization and "f16" in files:
             os.remove(files["f16"])  # it was only what the k-quants are made from
         first = files[args.quantization[0]]
         temperature = arguments.get("temperature", 1.0)
-        modelfile = make_modelfile(tokenizer, first, system_prompt, temperature)
+        modelfile = make_modelfile(tokenizer, first, adds_bos, system_prompt, temperature)
         write(f"{folder}/Modelfile", modelfile)
         write(f"{folder}/README.md", make_card("gguf", args, arguments, results, record))
         keep(args, "gguf", record, started)
@@ -275,10 +275,8 @@ def quantize(source: str, path: str, ftype: int):
     llama_cpp.model_quantize(source, path, params)
 
 
-def make_modelfile(tokenizer, path: str, system_prompt: str | None, temperature: float) -> str:
+def make_modelfile(tokenizer, path, adds_bos, system_prompt: str | None, temperature) -> str:
     """Return a Modelfile with which Ollama runs the GGUF file `path`, which stands beside it."""
-    what = f"llama.cpp cannot read {os.path.basename(path)}"
-    adds_bos = run_apart(what, gguf_adds_bos, path)
     template, default_system = make_ollama_template(tokenizer, adds_bos)
     system = default_system if system_prompt is None else system_prompt
     lines = [f"FROM ./{os.path.basename(path)}", f'TEMPLATE """{template}"""']
@@ -392,30 +390,33 @@ def check_answers(name: str, folder: str, references) -> float:
     return check_agreement(name, greedy_agreement(load_model(folder), references))
 
 
-def check_gguf(kind: str, path: str, texts: list[str], references) -> float:
-    """Load a GGUF file in llama.cpp; return its greedy agreement, fail if too low."""
+def check_gguf(kind: str, path: str, texts: list[str], references) -> tuple[float, bool]:
+    """Return try_gguf's answers, in a process of their own; fail if too few tokens agree."""
     what = f"llama.cpp cannot use {os.path.basename(path)}"
-    return check_agreement(kind, run_apart(what, gguf_agreement, path, texts, references))
+    agreement, adds_bos = run_apart(what, try_gguf, path, texts, references)
+    return check_agreement(kind, agreement), adds_bos
 
 
 def check_agreement(kind: str, agreement: float) -> float:
     """Return the share, rounded; fail if it is below LOWEST_AGREEMENT."""
     lowest = LOWEST_AGREEMENT[kind]
-    print(f"{kind}: {agreement:.1%} of the greedy tokens are base + adapter's, needed {lowest:.0%}")
+    print(f"{kind}: {agreement:.1%} of greedy tokens are base + adapter's (needed: {lowest:.0%})")
     if agreement < lowest:
         fail(f"{kind} does not answer like base + adapter", status=1)
     return round(agreement, 4)
 
 
-def gguf_agreement(path: str, texts: list[str], references) -> float:
-    """Return greedy_agreement of a GGUF file in llama.cpp; `texts` are the prompts as text.
+def try_gguf(path: str, texts: list[str], references) -> tuple[float, bool]:
+    """Return (greedy_agreement in llama.cpp, whether it, and so Ollama, adds the first token).
 
-    Raises ValueError if llama.cpp tokenises one differently, or if there is no chat template.
+    `texts` are the prompts as text. Raises ValueError if llama.cpp tokenises one differently, or if
+    there is no chat template.
     """
     from cyllama.llama import llama_cpp
 
     llama_cpp.disable_logging()
     model = llama_cpp.LlamaModel(path, llama_cpp.LlamaModelParams())
+    vocabulary = model.get_vocab()
     if not model.get_default_chat_template():
         raise ValueError("it has no chat template")
     longest = max(len(prompt + completion) for prompt, completion in references)
@@ -428,7 +429,7 @@ def gguf_agreement(path: str, texts: list[str], references) -> float:
     same = 0
     total = 0
     for text, (prompt, completion) in zip(texts, references):
-        if model.get_vocab().tokenize(text, False, True) != prompt:
+        if vocabulary.tokenize(text, False, True) != prompt:
             raise ValueError(f"llama.cpp tokenises {text!r} differently")
         batch = llama_cpp.LlamaBatch(n_tokens=len(prompt + completion), embd=0, n_seq_max=1)
         batch.add_sequence(prompt + completion, 0, True)
@@ -437,16 +438,7 @@ def gguf_agreement(path: str, texts: list[str], references) -> float:
         for i, token in enumerate(completion, start=len(prompt) - 1):
             same += sampler.sample(context, i) == token
         total += len(completion)
-    return same / total
-
-
-def gguf_adds_bos(path: str) -> bool:
-    """Say whether the file makes llama.cpp, and so Ollama, put the first token there."""
-    from cyllama.llama import llama_cpp
-
-    llama_cpp.disable_logging()
-    model = llama_cpp.LlamaModel(path, llama_cpp.LlamaModelParams())
-    return model.get_vocab().get_add_bos()
+    return same / total, vocabulary.get_add_bos()
 
 
 def sample_matrices(model) -> list[dict]:

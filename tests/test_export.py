@@ -497,24 +497,23 @@ def test_ollama_sees_what_the_model_was_trained_on(shape, turns):
     assert text == expected
 
 
-def make_modelfile(monkeypatch, template, system_prompt, bos=BOS, adds_bos=False):
-    monkeypatch.setattr(export, "run_apart", lambda *arguments: adds_bos)
+def make_modelfile(template, system_prompt, bos=BOS, adds_bos=False):
     tokenizer = make_small_tokenizer(template, bos)
-    return export.make_modelfile(tokenizer, "/x/model.gguf", system_prompt, 0.6)
+    return export.make_modelfile(tokenizer, "/x/model.gguf", adds_bos, system_prompt, 0.6)
 
 
-def test_default_system_prompt_of_the_template_stays(monkeypatch):
-    modelfile = make_modelfile(monkeypatch, QWEN25, None, bos=None)
+def test_default_system_prompt_of_the_template_stays():
+    modelfile = make_modelfile(QWEN25, None, bos=None)
     assert modelfile.splitlines()[0] == "FROM ./model.gguf"
     assert 'SYSTEM """You are a helpful assistant."""' in modelfile
     assert "PARAMETER temperature 0.6\n" in modelfile
-    assert 'SYSTEM """Mine"""' in make_modelfile(monkeypatch, QWEN25, "Mine", bos=None)
-    assert "SYSTEM" not in make_modelfile(monkeypatch, CHATML, None, bos=None)
-    assert "SYSTEM" not in make_modelfile(monkeypatch, R1, None)
+    assert 'SYSTEM """Mine"""' in make_modelfile(QWEN25, "Mine", bos=None)
+    assert "SYSTEM" not in make_modelfile(CHATML, None, bos=None)
+    assert "SYSTEM" not in make_modelfile(R1, None)
 
 
-def test_template_without_system_role(monkeypatch):
-    modelfile = make_modelfile(monkeypatch, GEMMA, None, adds_bos=True)
+def test_template_without_system_role():
+    modelfile = make_modelfile(GEMMA, None, adds_bos=True)
     template = re.search('TEMPLATE """(.*?)"""', modelfile, re.DOTALL)[1]
     first = fill(template, "", "Q0", "A0")
     user, model = "<start_of_turn>user\n", "<start_of_turn>model\n"
