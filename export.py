@@ -30,7 +30,8 @@ from concurrent.futures import ProcessPoolExecutor
 
 import data
 from data import fail, one_line
-from train import check_adapter, get_vllm_rank, read_run, set_environment
+from train import check_adapter, get_vllm_rank, make_empty_model, read_run
+from train import set_environment, write
 
 
 def main(args):
@@ -62,7 +63,7 @@ def main(args):
         if args.engine == "trl":
             model.merge_and_unload().save_pretrained(folder, max_shard_size=SHARD_SIZE)
         del model  # 16 GB that the merged model needs
-        save_tokenizer(tokenizer, folder)  # over Unsloth's, with which AutoTokenizer loses spaces
+        tokenizer.save_pretrained(folder)  # over Unsloth's, with which AutoTokenizer loses spaces
         check_tokenizer(folder, conversations, prompts)
         record = {
             "weights": check_weights(folder, matrices),
@@ -77,7 +78,7 @@ def main(args):
         started = time.time()
         folder = os.path.join(partial, "merged_4bit")
         save_merged_4bit(merged, folder)
-        save_tokenizer(tokenizer, folder)
+        tokenizer.save_pretrained(folder)
         check_tokenizer(folder, conversations, prompts)
         record = {"agreement": {"merged_4bit": check_answers("merged_4bit", folder, references)}}
         write(f"{folder}/README.md", make_card("merged_4bit", args, arguments, results, record))
@@ -88,7 +89,7 @@ def main(args):
         started = time.time()
         folder = os.path.join(partial, "lora")
         save_lora(args.adapter, adapter_config, folder)
-        save_tokenizer(tokenizer, folder)
+        tokenizer.save_pretrained(folder)
         check_adapter(folder, args.model, args.revision)
         record = {"rank": adapter_config["r"], "lora_alpha": adapter_config["lora_alpha"]}
         write(f"{folder}/README.md", make_card("lora", args, arguments, results, record))
@@ -102,12 +103,12 @@ def main(args):
         texts = [data.render_prompt(tokenizer, conversation) for conversation in conversations]
         record = {"agreement": {}}
         for kind, path in files.items():
-            record["agreement"][kind] = check_gguf(kind, path, texts, references)
+            record["agreement"][kind], adds_bos = check_gguf(kind, path, texts, references)
         if "f16" not in args.quantization and "f16" in files:
             os.remove(files["f16"])  # it was only what the k-quants are made from
         first = files[args.quantization[0]]
         temperature = arguments.get("temperature", 1.0)
-        modelfile = make_modelfile(tokenizer, first, system_prompt, temperature)
+        modelfile = make_modelfile(tokenizer, first, adds_bos, system_prompt, temperature)
         write(f"{folder}/Modelfile", modelfile)
         write(f"{folder}/README.md", make_card("gguf", args, arguments, results, record))
         keep(args, "gguf", record, started)
@@ -185,14 +186,6 @@ def get_device() -> str:
     import torch
 
     return "cuda" if torch.cuda.is_available() else "cpu"
-
-
-def save_tokenizer(tokenizer, folder: str):
-    """Write the tokenizer as it was loaded."""
-    try:
-        tokenizer.save_pretrained(folder)
-    except Exception as error:  # what tokenizers raises where the disk is full
-        fail(f"cannot write to {folder}: {one_line(error)}", status=1)
 
 
 def save_merged_4bit(merged: str, folder: str):
@@ -282,14 +275,11 @@ def quantize(source: str, path: str, ftype: int):
     llama_cpp.model_quantize(source, path, params)
 
 
-def make_modelfile(tokenizer, path: str, system_prompt: str | None, temperature: float) -> str:
+def make_modelfile(tokenizer, path, adds_bos, system_prompt: str | None, temperature) -> str:
     """Return a Modelfile with which Ollama runs the GGUF file `path`, which stands beside it."""
-    what = f"llama.cpp cannot read {os.path.basename(path)}"
-    adds_bos = run_apart(what, gguf_adds_bos, path)
     template, default_system = make_ollama_template(tokenizer, adds_bos)
     system = default_system if system_prompt is None else system_prompt
-    lines = [f"FROM ./{os.path.basename(path)}"]
-    lines.append(f'TEMPLATE """{template}"""')
+    lines = [f"FROM ./{os.path.basename(path)}", f'TEMPLATE """{template}"""']
     if system:
         lines.append(f'SYSTEM """{system}"""')
     lines.append(f"PARAMETER temperature {temperature}")
@@ -400,32 +390,33 @@ def check_answers(name: str, folder: str, references) -> float:
     return check_agreement(name, greedy_agreement(load_model(folder), references))
 
 
-def check_gguf(kind: str, path: str, texts: list[str], references) -> float:
-    """Load a GGUF file in llama.cpp; return its greedy agreement, fail if too low."""
+def check_gguf(kind: str, path: str, texts: list[str], references) -> tuple[float, bool]:
+    """Return try_gguf's answers, in a process of their own; fail if too few tokens agree."""
     what = f"llama.cpp cannot use {os.path.basename(path)}"
-    return check_agreement(kind, run_apart(what, gguf_agreement, path, texts, references))
+    agreement, adds_bos = run_apart(what, try_gguf, path, texts, references)
+    return check_agreement(kind, agreement), adds_bos
 
 
 def check_agreement(kind: str, agreement: float) -> float:
     """Return the share, rounded; fail if it is below LOWEST_AGREEMENT."""
-    print(
-        f"{kind}: {agreement:.1%} of the greedy tokens are those of base + adapter; "
-        f"at least {LOWEST_AGREEMENT[kind]:.0%} expected"
-    )
-    if agreement < LOWEST_AGREEMENT[kind]:
+    lowest = LOWEST_AGREEMENT[kind]
+    print(f"{kind}: {agreement:.1%} of greedy tokens are base + adapter's (needed: {lowest:.0%})")
+    if agreement < lowest:
         fail(f"{kind} does not answer like base + adapter", status=1)
     return round(agreement, 4)
 
 
-def gguf_agreement(path: str, texts: list[str], references) -> float:
-    """Return greedy_agreement of a GGUF file in llama.cpp; `texts` are the prompts as text.
+def try_gguf(path: str, texts: list[str], references) -> tuple[float, bool]:
+    """Return (greedy_agreement in llama.cpp, whether it, and so Ollama, adds the first token).
 
-    Raises ValueError if llama.cpp tokenises one differently, or if there is no chat template.
+    `texts` are the prompts as text. Raises ValueError if llama.cpp tokenises one differently, or if
+    there is no chat template.
     """
     from cyllama.llama import llama_cpp
 
     llama_cpp.disable_logging()
     model = llama_cpp.LlamaModel(path, llama_cpp.LlamaModelParams())
+    vocabulary = model.get_vocab()
     if not model.get_default_chat_template():
         raise ValueError("it has no chat template")
     longest = max(len(prompt + completion) for prompt, completion in references)
@@ -438,7 +429,7 @@ def gguf_agreement(path: str, texts: list[str], references) -> float:
     same = 0
     total = 0
     for text, (prompt, completion) in zip(texts, references):
-        if model.get_vocab().tokenize(text, False, True) != prompt:
+        if vocabulary.tokenize(text, False, True) != prompt:
             raise ValueError(f"llama.cpp tokenises {text!r} differently")
         batch = llama_cpp.LlamaBatch(n_tokens=len(prompt + completion), embd=0, n_seq_max=1)
         batch.add_sequence(prompt + completion, 0, True)
@@ -447,16 +438,7 @@ def gguf_agreement(path: str, texts: list[str], references) -> float:
         for i, token in enumerate(completion, start=len(prompt) - 1):
             same += sampler.sample(context, i) == token
         total += len(completion)
-    return same / total
-
-
-def gguf_adds_bos(path: str) -> bool:
-    """Say whether the file makes llama.cpp, and so Ollama, put the first token there."""
-    from cyllama.llama import llama_cpp
-
-    llama_cpp.disable_logging()
-    model = llama_cpp.LlamaModel(path, llama_cpp.LlamaModelParams())
-    return model.get_vocab().get_add_bos()
+    return same / total, vocabulary.get_add_bos()
 
 
 def sample_matrices(model) -> list[dict]:
@@ -466,23 +448,19 @@ def sample_matrices(model) -> list[dict]:
     for name, module in layers[:: max(1, len(layers) // 8)]:
         lora_a = module.lora_A["default"].weight.cpu().float()
         lora_b = module.lora_B["default"].weight.cpu().float()
-        matrix = {
-            "name": name.removeprefix("base_model.model.") + ".weight",
-            "base": module.base_layer.weight.cpu().clone(),
-            "delta": (lora_b @ lora_a * module.scaling["default"]).detach(),
-        }
-        matrices.append(matrix)
+        name = name.removeprefix("base_model.model.") + ".weight"
+        base = module.base_layer.weight.cpu().clone()
+        delta = (lora_b @ lora_a * module.scaling["default"]).detach()
+        matrices.append({"name": name, "base": base, "delta": delta})
     return matrices
 
 
 def compare_weights(base, merged, delta) -> tuple[float, float, float]:
     """Compare one merged matrix with base + delta, all of one shape.
 
-    Returns (error, applied, possible).
-    error: largest |merged - base - delta| as a share of |base + delta| + |delta|; bfloat16 rounding
-    stays below 2**-7.
-    applied: the share of delta that is in `merged` (0: it is the base; 2: merged twice).
-    possible: the share that bfloat16 can hold: rounding drops changes much smaller than a weight.
+    Returns (error, applied, possible): the largest |merged - base - delta| as a share of
+    |base + delta| + |delta| (bfloat16 rounding stays below 2**-7), the share of delta that is in
+    `merged` (0: it is the base; 2: merged twice), and the share that bfloat16 can hold.
     """
     base, merged, delta = base.float(), merged.float(), delta.float()
     expected = base + delta
@@ -602,8 +580,7 @@ def check_arguments(args):
     converter = find_converter(args)
     if "gguf" in args.format and not os.path.isfile(converter):
         fail(f"no {converter}: pip install -r requirements.txt, or name its folder: --llama-cpp")
-    merges = args.format != ["lora"]  # the adapter alone is only copied
-    if merges and args.engine == "unsloth" and get_device() == "cpu":
+    if args.format != ["lora"] and args.engine == "unsloth" and get_device() == "cpu":
         fail("--engine unsloth needs an NVIDIA GPU; use --engine trl here")
     formats = read_json(summary_path(args)).get("formats", {})
     if not isinstance(formats, dict):
@@ -664,10 +641,13 @@ def read_json(path: str) -> dict:
 
 
 def check_room(args):
-    """Print what disk and memory an export needs; fail if the disk is too small."""
-    parameters = count_parameters(args)
+    """Print what an export needs; fail if the disk is too small or the base is quantised."""
+    model = make_empty_model(args.model, args.revision)
     if args.format == ["lora"]:
         return
+    if hasattr(model.config, "quantization_config"):
+        fail(f"{args.model} is quantised: name the 16-bit model that it was made from with --model")
+    parameters = model.num_parameters()
     needed = 0.1  # tokenizers, cards
     for kind in {"merged_16bit", *args.format, *get_kinds(args)}:
         needed += 1e-9 * parameters * BYTES_PER_PARAMETER.get(kind, 0)
@@ -679,24 +659,6 @@ def check_room(args):
     )
     if needed > free:
         fail(f"not enough disk for {args.output_dir}: {needed:.1f} GB needed, {free:.1f} GB free")
-
-
-def count_parameters(args) -> int:
-    """Return the base model's number of parameters; fail without it, or if it is quantised."""
-    import torch
-    from transformers import AutoConfig, AutoModelForCausalLM
-
-    try:
-        config = AutoConfig.from_pretrained(
-            args.model, revision=args.revision, trust_remote_code=False
-        )
-        with torch.device("meta"):
-            model = AutoModelForCausalLM.from_config(config, trust_remote_code=False)
-    except Exception as error:  # transformers raises whatever a wrong config.json leads to
-        fail(f"cannot read the config of {args.model}: {one_line(error)}")
-    if hasattr(config, "quantization_config") and args.format != ["lora"]:
-        fail(f"{args.model} is quantised: name the 16-bit model that it was made from with --model")
-    return model.num_parameters()
 
 
 # --------------------------------------------------------------------------------------------------
@@ -727,12 +689,6 @@ def make_folders(args) -> str:
     return partial
 
 
-def write(path: str, text: str):
-    """Write a text file."""
-    with open(path, "w", encoding="utf-8") as file:
-        file.write(text)
-
-
 def keep(args, name: str, record: dict, started: float) -> str:
     """Move a proven export to its place, tell export.json, and return the place.
 
@@ -741,9 +697,7 @@ def keep(args, name: str, record: dict, started: float) -> str:
     export = os.path.join(args.output_dir, "export")
     folder = os.path.join(export, "partial", name)
     place = os.path.join(export, name)
-    files = {}
-    for file in sorted(os.listdir(folder)):
-        files[file] = os.path.getsize(os.path.join(folder, file))
+    files = {file: os.path.getsize(f"{folder}/{file}") for file in sorted(os.listdir(folder))}
     record = record | {
         "model": args.model,
         "revision": args.revision,
@@ -760,8 +714,7 @@ def keep(args, name: str, record: dict, started: float) -> str:
     os.replace(folder, place)
     summary = read_json(summary_path(args))
     summary["formats"] = summary.get("formats", {}) | {name: record}
-    with data.whole_file(summary_path(args)) as path:
-        write(path, json.dumps(summary, indent=1, ensure_ascii=False))
+    write(summary_path(args), json.dumps(summary, indent=1, ensure_ascii=False))
     shutil.rmtree(f"{place}.old", ignore_errors=True)
     size = record["bytes"] / 1e6
     print(f"made: {place}, {size:,.0f} MB, {record['seconds']} s", flush=True)
@@ -783,7 +736,8 @@ def get_peak_memory() -> dict:
 # --------------------------------------------------------------------------------------------------
 # Model card, Hub, next commands
 
-USAGE = {
+# --format, and how to use what it makes
+FORMATS = {
     "merged_16bit": "Load it with transformers or vLLM.",
     "merged_4bit": "Load it with transformers or vLLM; it needs bitsandbytes.",
     "lora": "Load it onto the base model with PEFT, or with vLLM's `--enable-lora`.",
@@ -813,26 +767,19 @@ def make_card(name: str, args, arguments: dict, results: dict, record: dict) -> 
     dataset = public.get("dataset", "unknown")
     language = public.get("target_lang", "id")
 
-    lines = ["---"]
-    lines.append(f"language: {language}")
-    lines.append("pipeline_tag: text-generation")
-    lines.append("tags: [grpo, trl]")
+    lines = ["---", f"language: {language}", "pipeline_tag: text-generation", "tags: [grpo, trl]"]
     if model == args.model:
         lines.append(f"base_model: {model}")
     if "/" in dataset:
         lines.append(f"datasets: {dataset}")
-    lines.append("---")
-    lines.append(f"# {model}, trained with GRPO ({name})")
-    lines.append("")
+    lines += ["---", f"# {model}, trained with GRPO ({name})", ""]
     lines.append(f"Base model: {model}. Data: {dataset}. Language to think in: {language}.")
-    lines.append(USAGE[name])
-    lines.append("")
+    lines += [FORMATS[name], ""]
     if results:
         lines += make_evaluation_lines(name, results)
-    lines.append("## Checks of this export")
-    lines += ["", "```json", json.dumps(record, indent=1), "```", ""]
-    lines.append("## Training arguments")
-    lines += ["", "```json", json.dumps(public, indent=1, ensure_ascii=False), "```", ""]
+    lines += ["## Checks of this export", "", "```json", json.dumps(record, indent=1), "```", ""]
+    text = json.dumps(public, indent=1, ensure_ascii=False)
+    lines += ["## Training arguments", "", "```json", text, "```", ""]
     return "\n".join(lines)
 
 
@@ -846,24 +793,19 @@ def make_evaluation_lines(name: str, results: dict) -> list[str]:
             "These are not numbers of the weights in this repository, which have the adapter merged"
             ' into them: how many greedy tokens agree is under "Checks of this export".'
         )
-    lines.append("")
-    lines.append(f"| | {base} | {base} + LoRA |")
-    lines.append("| --- | --- | --- |")
+    lines += ["", f"| | {base} | {base} + LoRA |", "| --- | --- | --- |"]
     for key, value in results["base"].items():
         with_lora = results["lora"].get(key)
         if isinstance(value, (int, float)) and isinstance(with_lora, (int, float)):
             lines.append(f"| {key} | {value:.3g} | {with_lora:.3g} |")
-    lines.append("")
-    return lines
+    return [*lines, ""]
 
 
 def push(args, name: str):
     """Upload one export; several formats go to a repository each, REPO-FORMAT."""
     from huggingface_hub import HfApi
 
-    repo = args.push_to_hub
-    if len(args.format) > 1:
-        repo = f"{args.push_to_hub}-{name}"
+    repo = args.push_to_hub if len(args.format) == 1 else f"{args.push_to_hub}-{name}"
     folder = os.path.join(args.output_dir, "export", name)
     try:
         api = HfApi(token=os.environ["HF_TOKEN"])
@@ -893,42 +835,26 @@ def print_next_commands(args, adapter_config: dict):
 # --------------------------------------------------------------------------------------------------
 # Arguments
 
-FORMATS = ["merged_16bit", "merged_4bit", "lora", "gguf"]
-
 
 def parse_arguments():
     parser = data.make_parser(__doc__)
-    parser.add_argument(
-        "--output-dir", default="outputs", help="train.py's; exports go to OUTPUT_DIR/export"
-    )
-    parser.add_argument(
+    add = parser.add_argument
+    add("--output-dir", default="outputs", help="train.py's; exports go to OUTPUT_DIR/export")
+    add(
         "--format",
         nargs="+",
         choices=FORMATS,
         default=["merged_16bit"],
         help="merged_4bit and gguf also write merged_16bit, their source",
     )
-    parser.add_argument(
-        "--quantization",
-        nargs="+",
-        choices=["q8_0", "f16", "q4_k_m", "q5_k_m"],
-        default=["q8_0"],
-        help="types of GGUF file; the Modelfile names the first",
-    )
-    parser.add_argument(
-        "--push-to-hub", metavar="REPO", help="Hub repository; several formats: REPO-FORMAT each"
-    )
-    parser.add_argument("--adapter", help="LoRA folder; default: OUTPUT_DIR/grpo_lora")
-    parser.add_argument(
-        "--model",
-        type=data.hub_name_or_folder,
-        help="16-bit base model, hub name or local folder; default: train.py's",
-    )
-    parser.add_argument("--revision", help="branch, tag or commit of --model; default: train.py's")
-    parser.add_argument(
-        "--engine", choices=["unsloth", "trl"], help="trl: PEFT, on a CPU too; default: train.py's"
-    )
-    parser.add_argument(
+    kinds = ["q8_0", "f16", "q4_k_m", "q5_k_m"]
+    add("--quantization", nargs="+", choices=kinds, default=["q8_0"], help="types of GGUF file")
+    add("--push-to-hub", metavar="REPO", help="Hub repository; several formats: REPO-FORMAT each")
+    add("--adapter", help="LoRA folder; default: OUTPUT_DIR/grpo_lora")
+    add("--model", type=data.hub_name_or_folder, help="16-bit base model; default: train.py's")
+    add("--revision", help="branch, tag or commit of --model; default: train.py's")
+    add("--engine", choices=["unsloth", "trl"], help="trl: also on a CPU; default: train.py's")
+    add(
         "--llama-cpp",
         metavar="DIR",
         default=os.environ.get("UNSLOTH_LLAMA_CPP_PATH"),

@@ -162,6 +162,19 @@ check_memory() {    # whoever names a share of the memory or a model knows what 
     fail "$1 is made for 80 GB of GPU memory, here are $((memory / 1024)); what fits: $fits"
 }
 
+share_gpus() {    # tutorial takes one; fast and improved as many as divide 16 micro-batches
+    if [ "$1" = tutorial ]; then
+        export CUDA_VISIBLE_DEVICES=${CUDA_VISIBLE_DEVICES:-0}
+        CUDA_VISIBLE_DEVICES=${CUDA_VISIBLE_DEVICES%%,*}
+        echo "$gpus GPUs: tutorial takes the first; fast and improved take all"
+    else
+        while [ $((16 % gpus)) != 0 ]; do
+            gpus=$((gpus - 1))
+        done
+        echo "training on $gpus GPUs, with as many completions a step as on one"
+    fi
+}
+
 check_before_install() {    # the GPU recipes' needs, before 11 GB of packages
     local cuda include free need=27 hub=${HF_ENDPOINT:-https://huggingface.co}
     cuda=$({ nvidia-smi 2> /dev/null || true; } |
@@ -277,19 +290,12 @@ case $recipe in
         if ! "$python" -c 'import sys, torch; sys.exit(not torch.cuda.is_available())'; then
             fail "PyTorch does not see the GPU: the driver must support CUDA 13 (see nvidia-smi)"
         fi
-        if [ "$recipe" = tutorial ] && [ "$gpus" -gt 1 ]; then
-            export CUDA_VISIBLE_DEVICES=${CUDA_VISIBLE_DEVICES:-0}
-            export CUDA_VISIBLE_DEVICES=${CUDA_VISIBLE_DEVICES%%,*}
-            echo "$gpus GPUs: tutorial takes the first; fast and improved take all"
-        elif [ "$gpus" -gt 1 ]; then
-            while [ $((16 % gpus)) != 0 ]; do
-                gpus=$((gpus - 1))
-            done
-            echo "training on $gpus GPUs, with as many completions a step as on one"
+        if [ "$gpus" -gt 1 ]; then
+            share_gpus "$recipe"
         fi
         "$recipe" "${@:2}"
-        say_next "$([ "$recipe" = tutorial ] && echo outputs || echo "outputs-$recipe")" \
-            "Solve (x + 2)^2 = 0" ;;
+        output=outputs-$recipe    # the tutorial's is outputs
+        say_next "${output%-tutorial}" "Solve (x + 2)^2 = 0" ;;
     demo)
         make_environment cpu
         demo "${@:2}"

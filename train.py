@@ -73,15 +73,16 @@ def main(args):
     # GRPO对话模板, 数据准备: data.py has these cells
     args.reasoning_tokens = args.reasoning_tokens or data.get_reasoning_tokens(tokenizer)
     dataset, held_out, maximum_length = data.load_math_dataset(args, tokenizer)
-    first_prompt = data.render_prompt(tokenizer, dataset[0]["prompt"])
 
     # 奖励函数: rewards.py has these cells
     import rewards
 
+    first_prompt = data.render_prompt(tokenizer, dataset[0]["prompt"])
     think_is_prefilled = first_prompt.rstrip().endswith(args.reasoning_tokens[0])
     rewards.configure(args.reasoning_tokens, args.target_lang, think_is_prefilled)
-    reward_funcs = [*rewards.REWARDS[args.rewards], *rewards.MEASURED]  # the latter: weight 0
-    args.reward_weights = args.reward_weights or list(rewards.REWARDS[args.rewards].values())
+    weights = rewards.REWARDS[args.rewards]  # {match_format_exactly: 1.0, ...}
+    args.reward_weights = args.reward_weights or list(weights.values())
+    reward_funcs = [*weights, *rewards.MEASURED]  # what is only measured has weight 0
 
     # 训练模型
     max_prompt_length = maximum_length + 1  # +1, as the tutorial has it
@@ -94,7 +95,7 @@ def main(args):
     gpu = torch.cuda.is_available()
     training_args = GRPOConfig(
         temperature=args.temperature,
-        min_p=args.min_p,
+        min_p=args.min_p,  # these three are the tutorial's vllm_sampling_params
         top_p=args.top_p,
         top_k=max(args.top_k, 0),  # vLLM calls "all" -1, TRL 0
         learning_rate=args.learning_rate,
@@ -146,19 +147,7 @@ def main(args):
         eval_dataset=held_out,
         peft_config=peft_config,
     )
-
-    # Before the first step: what is printed and recorded, and whether rollouts follow the LoRA
-    check_same_checkpoint(args)
-    watch = make_watch(args, trainer, started)
-    effective = describe(args, trainer, dataset, held_out, max_prompt_length, first_prompt)
-    if training_args.use_vllm:
-        if args.engine == "trl":
-            send_adapters_to_vllm(trainer)
-        check_rollouts_follow_adapter(trainer, data.encode_prompt(tokenizer, dataset[0]["prompt"]))
-    args.dataset_commit = data.get_dataset_commit(dataset)
-    write_run(args, state="running", effective=effective, held_out=get_questions(held_out))
-    start_swanlab(args)
-
+    watch = before_training(args, trainer, tokenizer, dataset, held_out, max_prompt_length, started)
     train(args, trainer, watch)
 
     # 推理: save the LoRA and verify that it was trained; evaluate.py has the rest
@@ -224,31 +213,40 @@ def is_main_process() -> bool:
 # Checks before the model is loaded, and before it is trained
 
 
-def check_arguments(args, parser):
-    """End with one line where flags do not fit together; fill in those that follow from others."""
-    args.lora_alpha = args.lora_alpha or 2 * args.lora_rank
+def check_arguments(args):
+    """End with one line where flags do not fit together."""
+    fill_in(args)
     completions = get_completions_per_step(args)
-    if completions % args.num_generations and args.per_device_train_batch_size == 1:
-        args.per_device_train_batch_size = args.num_generations  # as Unsloth does
-    elif completions % args.num_generations:
-        parser.error(
+    if completions % args.num_generations:
+        fail(
             f"--num-generations {args.num_generations} must divide {completions}: "
             "--per-device-train-batch-size * --gradient-accumulation-steps * processes"
         )
     if args.eval_steps and not args.eval_fraction:
-        parser.error("--eval-steps needs --eval-fraction")
+        fail("--eval-steps needs --eval-fraction")
     if args.report_to != "none" and not importlib.util.find_spec(args.report_to):
-        parser.error(
-            f"--report-to {args.report_to}: no such package; activate run.sh's environment, "
-            f"or pip install {args.report_to}"
-        )
+        fail(f"--report-to {args.report_to}: pip install it, or use run.sh's environment")
     if args.reward_weights:
         import rewards
 
         names = [function.__name__ for function in rewards.REWARDS[args.rewards]]
         if len(args.reward_weights) != len(names):
-            parser.error(f"--reward-weights needs {len(names)} values: {', '.join(names)}")
+            fail(f"--reward-weights needs {len(names)} values: {', '.join(names)}")
     data.check_reasoning_tokens(args)
+
+
+def fill_in(args):
+    """Set the flags that follow from others."""
+    args.lora_alpha = args.lora_alpha or 2 * args.lora_rank
+    incomplete = get_completions_per_step(args) % args.num_generations
+    if incomplete and args.per_device_train_batch_size == 1:
+        args.per_device_train_batch_size = args.num_generations  # as Unsloth does
+
+
+def get_completions_per_step(args) -> int:
+    """Return the completions of one optimizer step, over all processes."""
+    processes = int(os.environ.get("WORLD_SIZE", 1))
+    return args.per_device_train_batch_size * args.gradient_accumulation_steps * processes
 
 
 def check_hardware(args):
@@ -257,8 +255,8 @@ def check_hardware(args):
 
     if args.engine == "unsloth" and not torch.cuda.is_available():
         fail("--engine unsloth needs an NVIDIA GPU; use --engine trl here")
-    if torch.cuda.device_count() > 1 and "LOCAL_RANK" not in os.environ:
-        n = torch.cuda.device_count()  # Trainer would wrap the model in DataParallel
+    n = torch.cuda.device_count()
+    if n > 1 and "LOCAL_RANK" not in os.environ:  # Trainer would wrap the model in DataParallel
         fail(
             f"{n} GPUs are visible: take one (CUDA_VISIBLE_DEVICES=0), or all: "
             f"torchrun --nproc-per-node {n} train.py --engine trl ..."
@@ -270,29 +268,30 @@ def check_model(args):
 
     Sets args.model_commit: that of a hub model, None for a folder.
     """
+    from torch.nn import Linear
+
+    model = make_empty_model(args.model, args.revision)
+    args.model_commit = model.config._commit_hash
+    if os.path.isdir(args.model):
+        check_weights(args.model, model)
+    linear = {name.split(".")[-1] for name, m in model.named_modules() if isinstance(m, Linear)}
+    for name in args.target_modules:
+        if name not in linear:
+            fail(f"--target-modules {name}: {args.model} has {', '.join(sorted(linear))}")
+
+
+def make_empty_model(name: str, revision: str | None = None):
+    """Return a model without its weights, for the names and shapes of its layers."""
     import torch
     from transformers import AutoConfig, AutoModelForCausalLM
 
     try:
-        with data.say_what_is_tried(args.model):
-            config = AutoConfig.from_pretrained(
-                args.model, revision=args.revision, trust_remote_code=False
-            )
+        with data.say_what_is_tried(name):
+            config = AutoConfig.from_pretrained(name, revision=revision, trust_remote_code=False)
         with torch.device("meta"):
-            model = AutoModelForCausalLM.from_config(config)
-    except (ValueError, OSError, TypeError, AttributeError, KeyError) as error:  # transformers'
-        fail(f"cannot load {args.model}: {one_line(error)}")
-    args.model_commit = config._commit_hash
-    if os.path.isdir(args.model):
-        check_weights(args.model, model)
-    linear = {
-        name.split(".")[-1]
-        for name, module in model.named_modules()
-        if isinstance(module, torch.nn.Linear)
-    }
-    for name in args.target_modules:
-        if name not in linear:
-            fail(f"--target-modules {name}: {args.model} has {', '.join(sorted(linear))}")
+            return AutoModelForCausalLM.from_config(config, trust_remote_code=False)
+    except Exception as error:  # transformers raises whatever a wrong config.json leads to
+        fail(f"cannot load {name}: {one_line(error)}")
 
 
 def check_weights(folder, model):
@@ -322,10 +321,8 @@ def check_sizes(args, tokenizer, dataset, held_out, max_prompt_length):
             "name others with --reasoning-tokens"
         )
     if args.max_seq_length <= max_prompt_length:
-        fail(
-            f"--max-seq-length {args.max_seq_length} leaves no token after prompts of "
-            f"{max_prompt_length - 1} tokens"
-        )
+        longest = f"the longest prompt, of {max_prompt_length - 1} tokens"
+        fail(f"--max-seq-length {args.max_seq_length} leaves no token after {longest}")
     prompts = get_completions_per_step(args) // args.num_generations
     if len(dataset) < prompts:
         fail(f"a step needs {prompts} prompts, and there are {len(dataset)}")
@@ -381,12 +378,8 @@ def check_adapter(folder: str, model: str | None = None, revision: str | None = 
         if not 0 < largest < math.inf:
             bad.append(key)
     if bad or not tensors:
-        example = f": {bad[0]}" if bad else ""
-        fail(
-            f"adapter {folder} is not trained: {len(bad)} of {len(tensors)} tensors are zero or "
-            f"not finite{example}",
-            status=1,
-        )
+        count = f"{len(bad)} of {len(tensors)} tensors are zero or not finite"
+        fail(f"adapter {folder} is not trained: {count}", status=1)
     if model:
         check_adapter_fits(folder, config, tensors, model, revision)
     return config
@@ -396,25 +389,21 @@ def check_adapter_fits(folder, config, tensors, model, revision):
     """End with one line unless an adapter's tensors, and its run's base, are those of `model`."""
     import torch
     from peft import LoraConfig, get_peft_model, get_peft_model_state_dict
-    from transformers import AutoConfig, AutoModelForCausalLM
 
+    base = make_empty_model(model, revision)
     with torch.device("meta"):
-        base_config = AutoConfig.from_pretrained(model, revision=revision)
-        base = AutoModelForCausalLM.from_config(base_config)
         lora = LoraConfig(r=config["r"], target_modules=config["target_modules"])
         expected = get_peft_model_state_dict(get_peft_model(base, lora))
-    for key in expected.keys() | tensors.keys():
-        there = tuple(tensors[key].shape) if key in tensors else "missing"
-        needed = tuple(expected[key].shape) if key in expected else "no such layer"
-        if there != needed:
-            trained_on = config.get("base_model_name_or_path")
+    here = {key: list(tensor.shape) for key, tensor in tensors.items()}
+    there = {key: list(tensor.shape) for key, tensor in expected.items()}
+    for key in here.keys() | there.keys():
+        if here.get(key) != there.get(key):
             fail(
-                f"adapter {folder} was trained on {trained_on}, not on {model}: {key} is {there}, "
-                f"{needed} there"
+                f"adapter {folder} was trained on {config.get('base_model_name_or_path')}, not on "
+                f"{model}: {key} has shape {here.get(key)}, {there.get(key)} there (None: missing)"
             )
     run = read_run(os.path.dirname(os.path.normpath(folder)))
-    trained_on = run.get("base_fingerprint")
-    if trained_on and trained_on != fingerprint(model, revision):
+    if run.get("base_fingerprint") not in (None, fingerprint(model, revision)):
         fail(
             f"adapter {folder} was trained on another model than {model}: its run.json names "
             f"{run['arguments']['model']}, and the weights differ"
@@ -548,23 +537,11 @@ def log_rollout_difference(trainer):
 # A run and its folder: one run a folder, --resume goes on with it
 
 # What a resumed run may change; everything else is part of what the run is
-MAY_CHANGE = {
-    "resume",
-    "output_dir",
-    "max_steps",
-    "num_train_epochs",
-    "logging_steps",
-    "save_steps",
-    "save_total_limit",
-    "eval_steps",
-    "stop_if_stuck",
-    "report_to",
-    "swanlab_mode",
-    "gpu_memory_utilization",
-    "fast_inference",
-    "use_gradient_checkpointing",
-    "min_held_out",
-}
+MAY_CHANGE = """
+    resume output_dir max_steps num_train_epochs stop_if_stuck min_held_out
+    logging_steps save_steps save_total_limit eval_steps report_to swanlab_mode
+    gpu_memory_utilization fast_inference use_gradient_checkpointing
+""".split()
 
 
 def read_run(output_dir: str) -> dict:
@@ -587,8 +564,10 @@ def resume_arguments(parser, args):
     if not before:
         return args
     known = {name: value for name, value in before.items() if hasattr(args, name)}
-    parser.set_defaults(**known | {"output_dir": args.output_dir, "resume": True})
+    parser.set_defaults(**known)
+    parser.set_defaults(output_dir=args.output_dir)
     args = parser.parse_args()
+    fill_in(args)
     for name, value in known.items():
         if name not in MAY_CHANGE and getattr(args, name) != value:
             flag = "--" + name.replace("_", "-")
@@ -612,7 +591,9 @@ def begin_run(args):
     args.swanlab_id = run.get("arguments", {}).get("swanlab_id") or uuid.uuid4().hex
     if run:
         args.checkpoint = find_checkpoint(args.output_dir)
-        if run.get("state") == "finished" and not adds_steps(args, run):
+    if run.get("state") == "finished":
+        made = run["effective"]
+        if has_all_steps(args, made["steps"], made.get("epochs", 0)):
             print(f"{args.output_dir}: this run is finished, nothing to do")
             raise SystemExit(0)
     if is_main_process():
@@ -625,11 +606,11 @@ def begin_run(args):
         lock_folder(args.output_dir)
 
 
-def adds_steps(args, run) -> bool:
-    """Say whether a finished run was asked for more steps than it made."""
+def has_all_steps(args, steps: int, epochs: float) -> bool:
+    """Say whether so many steps and epochs are what the run shall have."""
     if args.max_steps > 0:
-        return args.max_steps > run["effective"]["steps"]
-    return args.num_train_epochs > run["arguments"]["num_train_epochs"]
+        return steps >= args.max_steps
+    return epochs >= args.num_train_epochs
 
 
 def lock_folder(folder):
@@ -654,12 +635,14 @@ def move_aside(folder):
         return
     lock_folder(folder)
     folder = os.path.normpath(folder)
-    numbers = itertools.count(1)
-    aside = f"{folder}-{next(numbers)}"
-    while os.path.exists(aside):
-        aside = f"{folder}-{next(numbers)}"
-    os.rename(folder, aside)
-    print(f"the earlier run in {folder} is now in {aside}")
+    number = 1
+    while os.path.exists(f"{folder}-{number}"):
+        number += 1
+    try:
+        os.rename(folder, f"{folder}-{number}")
+    except OSError as error:  # a mount point, or the folder that one is in
+        fail(f"cannot move {folder} aside, take another --output-dir: {one_line(error)}")
+    print(f"the earlier run in {folder} is now in {folder}-{number}")
 
 
 def find_checkpoint(folder) -> str | None:
@@ -692,9 +675,8 @@ def write_run(args, state, **entries):
 
     arguments = {name: value for name, value in vars(args).items() if name != "checkpoint"}
     here = os.path.dirname(os.path.abspath(__file__))
-    git = subprocess.run(  # a shell, for where git is not installed
-        "git rev-parse HEAD", shell=True, cwd=here, capture_output=True, text=True
-    )
+    command = "git rev-parse HEAD"  # by a shell, for where git is not installed
+    git = subprocess.run(command, shell=True, cwd=here, capture_output=True, text=True)
     gpu = torch.cuda.is_available()
     run = {
         "state": state,
@@ -727,29 +709,30 @@ def finish_run(args, trainer, watch, started):
     import torch
 
     run = read_run(args.output_dir)
-    steps = [row for row in trainer.state.log_history if "reward" in row]
+    state = trainer.state
+    steps = [row for row in state.log_history if "reward" in row]
     memory = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
     if torch.cuda.is_available():
         memory = torch.cuda.max_memory_reserved() / 2**30
     summary = {
+        "effective": run["effective"] | {"steps": state.global_step, "epochs": state.epoch},
+        "held_out": run["held_out"],
         "seconds": round(time.time() - started, 1),
         "seconds_to_first_step": watch.seconds_to_first_step,
         "peak_memory_gib": round(memory, 2),
         "last_step": steps[-1],
     }
-    effective = run["effective"] | {"steps": trainer.state.global_step}
     stuck = watch.stuck and args.stop_if_stuck
-    state = "stuck" if stuck else "finished"
-    write_run(args, state=state, effective=effective, held_out=run["held_out"], **summary)
-    draw_curves(args.output_dir, trainer.state.log_history)
+    write_run(args, state="stuck" if stuck else "finished", **summary)
+    draw_curves(args.output_dir, state.log_history)
     print_summary(steps)
-    print(f"steps: {trainer.state.global_step}")
+    print(f"steps: {state.global_step}")
     print(f"seconds: {summary['seconds']}")
     print(f"peak_memory_gib: {summary['peak_memory_gib']}")
     print(f"adapter: {args.output_dir}/grpo_lora")
     print(f"curves: {args.output_dir}/curves.png")
     if stuck:
-        fail(f"stopped at step {trainer.state.global_step}: {watch.stuck}", status=1)
+        fail(f"stopped at step {state.global_step}: {watch.stuck}", status=1)
 
 
 def print_summary(steps):
@@ -767,7 +750,75 @@ def print_summary(steps):
 
 
 # --------------------------------------------------------------------------------------------------
-# While it trains
+# Training: what is checked and recorded before the first step, and what happens while it trains
+
+
+def before_training(args, trainer, tokenizer, dataset, held_out, max_prompt_length, started):
+    """Check, print and record what will be trained; return the callback of make_watch."""
+    prompt = dataset[0]["prompt"]
+    check_same_checkpoint(args)
+    watch = make_watch(args, trainer, started)
+    if is_main_process():
+        print("first prompt:", data.render_prompt(tokenizer, prompt), sep="\n")
+    effective = describe(args, trainer, dataset, held_out, max_prompt_length)
+    if trainer.args.use_vllm:
+        if args.engine == "trl":
+            send_adapters_to_vllm(trainer)
+        check_rollouts_follow_adapter(trainer, data.encode_prompt(tokenizer, prompt))
+    args.dataset_commit = data.get_dataset_commit(dataset)
+    write_run(args, state="running", effective=effective, held_out=get_questions(held_out))
+    start_swanlab(args)
+    return watch
+
+
+def describe(args, trainer, dataset, held_out, max_prompt_length) -> dict:
+    """Print and return what became of the flags that libraries or the hardware decide."""
+    training_args = trainer.args
+    completions = get_completions_per_step(args)
+    warmup = training_args.get_warmup_steps(args.max_steps) if args.max_steps > 0 else None
+    trainable = [p.numel() for p in trainer.model.parameters() if p.requires_grad]
+    effective = {
+        "prompts_per_step": completions // args.num_generations,
+        "completions_per_step": completions,
+        "max_prompt_length": max_prompt_length,
+        "max_completion_length": training_args.max_completion_length,
+        "warmup_steps": warmup,
+        "loss_type": training_args.loss_type,
+        "beta": training_args.beta,
+        "load_in_4bit": args.engine == "unsloth" and args.load_in_4bit,
+        "fast_inference": training_args.use_vllm,
+        "optim": training_args.optim.value,
+        "trainable_parameters": sum(trainable),
+        "train_rows": len(dataset),
+        "held_out_rows": len(held_out) if held_out else 0,
+    }
+    if is_main_process():
+        for key, value in effective.items():
+            print(f"{key}: {value}", flush=True)
+    return effective
+
+
+def start_swanlab(args):
+    """Open the SwanLab run: transformers' own callback fails with swanlab >= 0.8 without one."""
+    if args.report_to != "swanlab" or not is_main_process():
+        return
+    import swanlab
+
+    run_id = getattr(args, "swanlab_id", None) if args.swanlab_mode == "cloud" else None
+    name = os.path.basename(os.path.abspath(args.output_dir))
+    if run_id is None and "name" in args:  # evaluate.py's
+        name += f"-{args.name}"
+    swanlab.init(
+        # a resumed run and its evaluation go on in its curves; elsewhere than in the cloud SwanLab
+        # cannot, and they are further experiments of the same page
+        id=run_id,
+        resume="allow" if run_id else None,
+        project="grpo-indonesian",
+        name=name,
+        mode=args.swanlab_mode,
+        log_dir=os.path.join(args.output_dir, "swanlog"),
+        config=vars(args),
+    )
 
 
 def train(args, trainer, watch):
@@ -775,17 +826,14 @@ def train(args, trainer, watch):
     import torch
     from peft.helpers import disable_input_dtype_casting
 
-    stop = {"signal": None}
-
     def stop_after_step(signum, frame):
-        stop["signal"] = signum
+        watch.signal = signum
         signal.signal(signum, signal.SIG_DFL)  # a second one ends at once
         print("stopping after this step; once more: at once", flush=True)
 
-    watch.stop = stop
     for signum in (signal.SIGINT, signal.SIGTERM):
         signal.signal(signum, stop_after_step)
-    if args.checkpoint and is_trained(args, args.checkpoint):
+    if is_trained(args, args.checkpoint):
         take_adapter(trainer, args.checkpoint)  # transformers would train one step more
     else:
         # PEFT casts a LoRA's input to float32 and autocast back to bfloat16: 13 % of an update's
@@ -799,10 +847,10 @@ def train(args, trainer, watch):
         trainer.model_wrapped = trainer.model
         trainer.accelerator.free_memory()
         torch.distributed.destroy_process_group()
-    if stop["signal"] and not is_trained(args, find_checkpoint(args.output_dir)):
+    if watch.signal and not is_trained(args, find_checkpoint(args.output_dir)):
         if is_main_process():
             print(f"stopped: python train.py --resume --output-dir {args.output_dir} goes on")
-        raise SystemExit(128 + stop["signal"])
+        raise SystemExit(128 + watch.signal)
 
 
 def is_trained(args, checkpoint) -> bool:
@@ -811,8 +859,7 @@ def is_trained(args, checkpoint) -> bool:
         return False
     with open(os.path.join(checkpoint, "trainer_state.json")) as file:
         state = json.load(file)
-    goal = args.max_steps if args.max_steps > 0 else state["max_steps"]
-    return state["global_step"] >= goal
+    return has_all_steps(args, state["global_step"], state["epoch"])
 
 
 def take_adapter(trainer, checkpoint):
@@ -833,17 +880,17 @@ def make_watch(args, trainer, started):
 
     class Watch(TrainerCallback):
         stuck = None
-        stop = {"signal": None}
+        signal = 0
         seconds_to_first_step = None
 
         def on_step_end(self, training_args, state, control, **kwargs):
             if self.seconds_to_first_step is None:
                 self.seconds_to_first_step = round(time.time() - started, 1)
-            stop = torch.tensor(self.stop["signal"] or 0, device=training_args.device)
+            signum = torch.tensor(self.signal, device=training_args.device)
             if torch.distributed.is_initialized():  # all ranks stop at the same step
-                torch.distributed.all_reduce(stop, op=torch.distributed.ReduceOp.MAX)
-            if stop.item():
-                self.stop["signal"] = stop.item()
+                torch.distributed.all_reduce(signum, op=torch.distributed.ReduceOp.MAX)
+            if signum.item():
+                self.signal = signum.item()
                 control.should_save = True
                 control.should_training_stop = True
 
@@ -862,7 +909,8 @@ def make_watch(args, trainer, started):
             if "reward" in logs:
                 print(describe_step(logs, state), flush=True)
                 if args.rewards != "tutorial" and state.global_step % 10 == 1:
-                    show_completion(trainer)  # the tutorial's check_numbers prints its own
+                    texts = trainer._logs  # the tutorial's check_numbers prints its own
+                    print(texts["prompt"][-1], texts["completion"][-1], "", sep="\n----\n")
                 if args.report_to == "swanlab":
                     log_what_matters(trainer, logs, state.global_step)
             cause = find_stuck(state.log_history, args.stop_if_stuck or 10)
@@ -881,108 +929,6 @@ def make_watch(args, trainer, started):
     return watch
 
 
-def describe_step(logs, state) -> str:
-    """Return one line on a step: 12/100  reward 3.1  Indonesian 0.42 ... ETA 20 min."""
-    import rewards
-
-    language = data.LANGUAGES[rewards.target_lang][1].replace("Bahasa Indonesia", "Indonesian")
-    seconds = logs.get("step_time") or 0.0
-    minutes = seconds * (state.max_steps - state.global_step) / 60
-    parts = [
-        f"{state.global_step}/{state.max_steps}",
-        f"reward {logs['reward']:.2f}",
-        f"{language} {logs['rewards/indonesian_rate/mean']:.2f}",
-        f"right {logs['rewards/accuracy/mean']:.2f}",
-        f"cut {logs['completions/clipped_ratio']:.2f}",
-        f"{logs['completions/mean_length']:.0f} tokens",
-        f"{seconds:.1f} s",
-        f"ETA {minutes:.0f} min",
-    ]
-    return "  ".join(parts)
-
-
-def show_completion(trainer):
-    """Print one prompt and its completion, of those that TRL keeps for its log."""
-    prompt = trainer._logs["prompt"][-1]
-    completion = trainer._logs["completion"][-1]
-    print(f"{'-' * 20}\n{prompt}\n{'-' * 20}\n{completion}\n{'-' * 20}", flush=True)
-
-
-def log_what_matters(trainer, logs, step):
-    """Log reward, language, answers, length and a group's texts to SwanLab before the rest.
-
-    Its local page has the charts in the order in which they were first logged, and shows no tables
-    but lists of texts. What is logged here is taken out of `logs`, of which SwanLab's callback logs
-    what is left.
-    """
-    import swanlab
-
-    keys = ["reward", "rewards/indonesian_rate/mean", "rewards/accuracy/mean"]
-    keys += ["completions/mean_length", "completions/clipped_ratio"]
-    parts = [key for key in logs if key.startswith("rewards/") and key.endswith("/mean")]
-    keys += [key for key in parts if key not in keys]
-    swanlab.log({f"train/{key}": logs.pop(key) for key in keys}, step=step)
-
-    texts = [swanlab.Text(trainer._logs["prompt"][-1], caption="prompt")]
-    for i in range(-trainer.args.num_generations, 0):
-        advantage = trainer._logs["advantages"][i]
-        completion = trainer._logs["completion"][i]
-        texts.append(swanlab.Text(completion, caption=f"advantage {advantage:.2f}"))
-    swanlab.log({"train/completions": texts}, step=step)
-
-
-def draw_curves(folder, log_history):
-    """Draw what was logged against the steps to curves.png: language, answers, rewards, length."""
-    rows = [row for row in log_history if "reward" in row]
-    if len(rows) < 2:
-        return
-    from matplotlib.figure import Figure
-
-    steps = [row["step"] for row in rows]
-    parts = [key for key in rows[-1] if key.startswith("rewards/") and key.endswith("/mean")]
-    measured = ["rewards/indonesian_rate/mean", "rewards/accuracy/mean"]
-    panels = {
-        "target language, right (shares)": measured,
-        "rewards (means)": [key for key in parts if key not in measured],
-        "tokens a completion": ["completions/mean_length"],
-        "cut off, groups without difference (shares)": [
-            "completions/clipped_ratio",
-            "frac_reward_zero_std",
-        ],
-    }
-    figure = Figure(figsize=(13, 8), layout="tight")
-    axes = figure.subplots(2, 2)
-    for axis, (title, keys) in zip(axes.flat, panels.items()):
-        for key in keys:
-            name = key.removeprefix("rewards/").removesuffix("/mean").split("/")[-1]
-            axis.plot(steps, [row.get(key) for row in rows], label=name)
-        axis.set(title=title, xlabel="step")
-        axis.grid(alpha=0.3)
-        axis.legend(fontsize=8)
-    with whole_file(os.path.join(folder, "curves.png")) as name:
-        figure.savefig(name, dpi=100, format="png")
-
-
-def write_card(args):
-    """Write OUTPUT_DIR/README.md in place of TRL's card: what lies there, and what to do next."""
-    if not is_main_process():  # TRL calls this in every process
-        return
-    lines = [
-        f"# {os.path.basename(os.path.normpath(args.model))}, GRPO ({args.rewards} rewards)",
-        "",
-        "| file | what |",
-        "|---|---|",
-        "| grpo_lora/ | the trained LoRA adapter |",
-        "| checkpoint-N/ | what `python train.py --resume` goes on from |",
-        "| run.json | arguments, versions, held-out questions |",
-        "| metrics.jsonl, curves.png, completions/ | every logged step |",
-        "| swanlog/ | the same for `swanlab watch` |",
-        "| eval/ | evaluate.py's results: results.json, samples.md |",
-        "| export/ | export.py's models |",
-    ]
-    write(os.path.join(args.output_dir, "README.md"), "\n".join(lines) + "\n")
-
-
 def check_values(function):
     """Return a reward function whose values are counted: TRL gives a single one to all."""
     if inspect.iscoroutinefunction(function):  # a fork's: TRL awaits these itself
@@ -991,15 +937,14 @@ def check_values(function):
     @functools.wraps(function)
     def checked(completions, **kwargs):
         values = function(completions=completions, **kwargs)
+        name = function.__name__
         if len(values) != len(completions):
             fail(
-                f"{function.__name__} returned {len(values)} values for {len(completions)} "
-                "completions",
-                status=1,
+                f"{name} returned {len(values)} values for {len(completions)} completions", status=1
             )
         for value in values:
             if value is not None and not math.isfinite(value):
-                fail(f"{function.__name__} returned {value}", status=1)
+                fail(f"{name} returned {value}", status=1)
         return values
 
     return checked
@@ -1028,61 +973,95 @@ def find_stuck(log_history: list[dict], n: int) -> str | None:
     return None
 
 
-def get_completions_per_step(args) -> int:
-    """Return the completions of one optimizer step, over all processes."""
-    processes = int(os.environ.get("WORLD_SIZE", 1))
-    return args.per_device_train_batch_size * args.gradient_accumulation_steps * processes
+def describe_step(logs, state) -> str:
+    """Return one line on a step: 12/100  reward 3.1  Indonesian 0.42 ... ETA 20 min."""
+    import rewards
+
+    language = data.LANGUAGES[rewards.target_lang][1].replace("Bahasa Indonesia", "Indonesian")
+    seconds = logs.get("step_time") or 0.0
+    minutes = seconds * (state.max_steps - state.global_step) / 60
+    return (
+        f"{state.global_step}/{state.max_steps}  reward {logs['reward']:.2f}  "
+        f"{language} {logs['rewards/indonesian_rate/mean']:.2f}  "
+        f"right {logs['rewards/accuracy/mean']:.2f}  cut {logs['completions/clipped_ratio']:.2f}  "
+        f"{logs['completions/mean_length']:.0f} tokens  {seconds:.1f} s  ETA {minutes:.0f} min"
+    )
 
 
-def describe(args, trainer, dataset, held_out, max_prompt_length, first_prompt) -> dict:
-    """Print what the model is given; print and return what became of flags that others decide."""
-    training_args = trainer.args
-    trainable = [p.numel() for p in trainer.model.parameters() if p.requires_grad]
-    completions = get_completions_per_step(args)
-    warmup = training_args.get_warmup_steps(args.max_steps) if args.max_steps > 0 else None
-    effective = {
-        "prompts_per_step": completions // args.num_generations,
-        "completions_per_step": completions,
-        "max_prompt_length": max_prompt_length,
-        "max_completion_length": training_args.max_completion_length,
-        "warmup_steps": warmup,
-        "loss_type": training_args.loss_type,
-        "beta": training_args.beta,
-        "load_in_4bit": args.engine == "unsloth" and args.load_in_4bit,
-        "fast_inference": training_args.use_vllm,
-        "optim": training_args.optim.value,
-        "trainable_parameters": sum(trainable),
-        "train_rows": len(dataset),
-        "held_out_rows": len(held_out) if held_out else 0,
-    }
-    if is_main_process():
-        print("first prompt:", first_prompt, sep="\n")
-        for key, value in effective.items():
-            print(f"{key}: {value}", flush=True)
-    return effective
+def log_what_matters(trainer, logs, step):
+    """Log reward, language, answers, length and a group's texts to SwanLab before the rest.
 
-
-def start_swanlab(args):
-    """Open the SwanLab run: transformers' own callback fails with swanlab >= 0.8 without one."""
-    if args.report_to != "swanlab" or not is_main_process():
-        return
+    Its local page has the charts in the order in which they were first logged, and shows no tables
+    but lists of texts. SwanLab's own callback, which comes later, logs what is left in `logs`.
+    """
     import swanlab
 
-    run_id = getattr(args, "swanlab_id", None) if args.swanlab_mode == "cloud" else None
-    name = os.path.basename(os.path.abspath(args.output_dir))
-    if run_id is None and "name" in args:  # evaluate.py's
-        name += f"-{args.name}"
-    swanlab.init(
-        # a resumed run and its evaluation go on in its curves; elsewhere than in the cloud SwanLab
-        # cannot, and they are further experiments of the same page
-        id=run_id,
-        resume="allow" if run_id else None,
-        project="grpo-indonesian",
-        name=name,
-        mode=args.swanlab_mode,
-        log_dir=os.path.join(args.output_dir, "swanlog"),
-        config=vars(args),
-    )
+    keys = ["reward", "rewards/indonesian_rate/mean", "rewards/accuracy/mean"]
+    keys += ["completions/mean_length", "completions/clipped_ratio"]
+    parts = [key for key in logs if key.startswith("rewards/") and key.endswith("/mean")]
+    keys += [key for key in parts if key not in keys]
+    first = {}
+    for key in keys:
+        first[f"train/{key}"] = logs.pop(key)
+    swanlab.log(first, step=step)
+
+    texts = [swanlab.Text(trainer._logs["prompt"][-1], caption="prompt")]
+    for i in range(-trainer.args.num_generations, 0):
+        advantage = trainer._logs["advantages"][i]
+        completion = trainer._logs["completion"][i]
+        texts.append(swanlab.Text(completion, caption=f"advantage {advantage:.2f}"))
+    swanlab.log({"train/completions": texts}, step=step)
+
+
+def draw_curves(folder, log_history):
+    """Draw what was logged against the steps to curves.png: language, answers, rewards, length."""
+    rows = [row for row in log_history if "reward" in row]
+    if not rows:
+        return
+    from matplotlib.figure import Figure
+
+    steps = [row["step"] for row in rows]
+    parts = [key for key in rows[-1] if key.startswith("rewards/") and key.endswith("/mean")]
+    measured = ["rewards/indonesian_rate/mean", "rewards/accuracy/mean"]
+    panels = {
+        "target language, right (shares)": measured,
+        "rewards (means)": [key for key in parts if key not in measured],
+        "tokens a completion": ["completions/mean_length"],
+        "cut off, group all alike (shares)": ["completions/clipped_ratio", "frac_reward_zero_std"],
+    }
+    figure = Figure(figsize=(13, 8), layout="tight")
+    axes = figure.subplots(2, 2)
+    for axis, (title, keys) in zip(axes.flat, panels.items()):
+        for key in keys:
+            name = key.removeprefix("rewards/").removesuffix("/mean").split("/")[-1]
+            axis.plot(steps, [row.get(key) for row in rows], marker=".", label=name)
+        axis.set(title=title, xlabel="step")
+        axis.grid(alpha=0.3)
+        axis.legend(fontsize=8)
+    with whole_file(os.path.join(folder, "curves.png")) as name:
+        figure.savefig(name, dpi=100, format="png")
+
+
+CARD = """# {model}, GRPO ({rewards} rewards)
+
+| file | what |
+|---|---|
+| grpo_lora/ | the trained LoRA adapter |
+| checkpoint-N/ | what `python train.py --resume` goes on from |
+| run.json | arguments, versions, held-out questions |
+| metrics.jsonl, curves.png, completions/ | every logged step |
+| swanlog/ | the same for `swanlab watch` |
+| eval/ | evaluate.py's results: results.json, samples.md |
+| export/ | export.py's models |
+"""
+
+
+def write_card(args):
+    """Write OUTPUT_DIR/README.md in place of TRL's card: what lies there, and what to do next."""
+    if is_main_process():  # TRL calls this in every process
+        model = os.path.basename(os.path.normpath(args.model))
+        text = CARD.format(model=model, rewards=args.rewards)
+        write(os.path.join(args.output_dir, "README.md"), text)
 
 
 # --------------------------------------------------------------------------------------------------
@@ -1114,15 +1093,10 @@ def parse_arguments():
     add("--load-in-4bit", action=on_or_off, default=True, help="4-bit base (trl: always 16-bit)")
     add("--fast-inference", action=on_or_off, default=True, help="generate with vLLM, on a GPU")
     add("--gpu-memory-utilization", type=share, default=0.7, help="vLLM's share of GPU memory")
-    add("--lora-rank", type=count, default=32, help="LoRA rank r")
+    add("--lora-rank", type=number(int, least=1, most=512), default=32, help="LoRA rank r")
     add("--lora-alpha", type=positive, help="LoRA scale; default: 2 * rank")
     add("--target-modules", nargs="+", default=LORA_TARGETS, help="layers that get an adapter")
-    add(
-        "--use-gradient-checkpointing",
-        choices=CHECKPOINTING,
-        default="unsloth",
-        help="recompute activations to save memory (trl: unsloth means true)",
-    )
+    add("--use-gradient-checkpointing", choices=CHECKPOINTING, default="unsloth", help="saves VRAM")
 
     add = parser.add_argument_group("sampling").add_argument
     add("--temperature", type=positive, default=1.0, help="sampling temperature of rollouts")
@@ -1133,52 +1107,27 @@ def parse_arguments():
 
     add = parser.add_argument_group("GRPO").add_argument
     add("--reward-weights", type=number(float), nargs="+", help="default: those in rewards.py")
-    add(
-        "--loss-type",
-        choices=["bnpo", "grpo", "dr_grpo", "dapo"],
-        default="bnpo",
-        help="TRL's loss_type; bnpo: Unsloth's default when the tutorial ran",
-    )
-    add(
-        "--beta", type=positive_or_0, default=0.001, help="KL weight; 0.001: Unsloth's default then"
-    )
-    add(
-        "--scale-rewards",
-        choices=["group", "batch", "none"],
-        default="group",
-        help="whose standard deviation divides the advantages",
-    )
+    losses = ["bnpo", "grpo", "dr_grpo", "dapo"]
+    add("--loss-type", choices=losses, default="bnpo", help="TRL's; bnpo was Unsloth's choice then")
+    add("--beta", type=positive_or_0, default=0.001, help="KL weight, as Unsloth's was then")
+    scales = ["group", "batch", "none"]
+    add("--scale-rewards", choices=scales, default="group", help="whose deviation divides rewards")
     add("--mask-truncated-completions", action="store_true", help="no loss on cut-off completions")
     add("--weight-decay", type=positive_or_0, default=0.01, help="AdamW's weight decay")
     add("--warmup-ratio", type=number(float, least=0, below=1), default=0.1, help="share of steps")
-    add(
-        "--lr-scheduler-type",
-        choices=["linear", "cosine", "constant", "constant_with_warmup"],
-        default="linear",
-        help="learning rate schedule",
-    )
-    add(
-        "--optim",
-        choices=["adamw_8bit", "paged_adamw_8bit", "adamw_torch", "adamw_torch_fused"],
-        default="adamw_8bit",
-        help="optimizer (on a CPU: adamw_torch)",
-    )
+    schedules = ["linear", "cosine", "constant", "constant_with_warmup"]
+    add("--lr-scheduler-type", choices=schedules, default="linear", help="learning rate schedule")
+    optimizers = ["adamw_8bit", "paged_adamw_8bit", "adamw_torch", "adamw_torch_fused"]
+    add("--optim", choices=optimizers, default="adamw_8bit", help="on a CPU always adamw_torch")
     add(
         "--per-device-train-batch-size",
         type=count,
         default=1,
-        help="completions per device and micro-batch; 1 becomes --num-generations where a step "
-        "would hold no whole group, as in Unsloth",
+        help="completions a device and micro-batch; 1 becomes --num-generations if it must",
     )
     add("--gradient-accumulation-steps", type=count, default=1, help="micro-batches per step")
     add("--num-train-epochs", type=positive, default=1.0, help="passes if --max-steps is -1")
-    add(
-        "--stop-if-stuck",
-        type=count_or_0,
-        default=0,
-        metavar="N",
-        help="stop after N logged steps that cannot teach; 0: only warn",
-    )
+    add("--stop-if-stuck", type=count_or_0, default=0, help="0: warn; N: stop after N stuck steps")
 
     add = parser.add_argument_group("output").add_argument
     add("--logging-steps", type=count, default=1, help="steps between lines of metrics.jsonl")
@@ -1186,25 +1135,17 @@ def parse_arguments():
     add("--save-total-limit", type=count, default=2, help="checkpoints to keep, the newest")
     add("--eval-steps", type=count_or_0, default=0, help="steps between held-out rewards; 0: never")
     add("--min-held-out", type=count_or_0, default=0, help="end at once if fewer are held out")
-    add(
-        "--report-to",
-        choices=["swanlab", "wandb", "tensorboard", "none"],
-        default="swanlab",
-        help="tracker",
-    )
-    add(
-        "--swanlab-mode",
-        choices=["offline", "cloud", "local", "disabled"],
-        default="local",
-        help="local: for `swanlab watch OUTPUT_DIR/swanlog`; cloud needs SWANLAB_API_KEY",
-    )
+    trackers = ["swanlab", "wandb", "tensorboard", "none"]
+    add("--report-to", choices=trackers, default="swanlab", help="where curves are drawn")
+    modes = ["offline", "cloud", "local", "disabled"]
+    add("--swanlab-mode", choices=modes, default="local", help="cloud needs SWANLAB_API_KEY")
 
     args = parser.parse_args()
     if args.max_steps == 0:
-        parser.error("--max-steps must be at least 1, or -1")
+        fail("--max-steps must be at least 1, or -1")
     if args.resume:
         args = resume_arguments(parser, args)
-    check_arguments(args, parser)
+    check_arguments(args)
     sys.excepthook = functools.partial(data.explain_full_disk, args.output_dir)
     return args
 

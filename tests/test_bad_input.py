@@ -22,7 +22,7 @@ NUMBERS = {  # flag: values that are none
     "--learning-rate": ["0", "-1e-5", "nan", "inf", "x"],
     "--max-seq-length": ["0", "-1", "1e3", "nan"],
     "--gpu-memory-utilization": ["0", "-0.1", "1.1", "nan", "inf"],
-    "--lora-rank": ["0", "-8", "8.5", "nan"],
+    "--lora-rank": ["0", "-8", "8.5", "nan", "513"],
     "--lora-alpha": ["0", "-1", "nan", "inf"],
     "--temperature": ["0", "-1", "nan", "inf"],
     "--min-p": ["-0.1", "1.1", "nan"],

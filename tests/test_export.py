@@ -497,24 +497,23 @@ def test_ollama_sees_what_the_model_was_trained_on(shape, turns):
     assert text == expected
 
 
-def make_modelfile(monkeypatch, template, system_prompt, bos=BOS, adds_bos=False):
-    monkeypatch.setattr(export, "run_apart", lambda *arguments: adds_bos)
+def make_modelfile(template, system_prompt, bos=BOS, adds_bos=False):
     tokenizer = make_small_tokenizer(template, bos)
-    return export.make_modelfile(tokenizer, "/x/model.gguf", system_prompt, 0.6)
+    return export.make_modelfile(tokenizer, "/x/model.gguf", adds_bos, system_prompt, 0.6)
 
 
-def test_default_system_prompt_of_the_template_stays(monkeypatch):
-    modelfile = make_modelfile(monkeypatch, QWEN25, None, bos=None)
+def test_default_system_prompt_of_the_template_stays():
+    modelfile = make_modelfile(QWEN25, None, bos=None)
     assert modelfile.splitlines()[0] == "FROM ./model.gguf"
     assert 'SYSTEM """You are a helpful assistant."""' in modelfile
     assert "PARAMETER temperature 0.6\n" in modelfile
-    assert 'SYSTEM """Mine"""' in make_modelfile(monkeypatch, QWEN25, "Mine", bos=None)
-    assert "SYSTEM" not in make_modelfile(monkeypatch, CHATML, None, bos=None)
-    assert "SYSTEM" not in make_modelfile(monkeypatch, R1, None)
+    assert 'SYSTEM """Mine"""' in make_modelfile(QWEN25, "Mine", bos=None)
+    assert "SYSTEM" not in make_modelfile(CHATML, None, bos=None)
+    assert "SYSTEM" not in make_modelfile(R1, None)
 
 
-def test_template_without_system_role(monkeypatch):
-    modelfile = make_modelfile(monkeypatch, GEMMA, None, adds_bos=True)
+def test_template_without_system_role():
+    modelfile = make_modelfile(GEMMA, None, adds_bos=True)
     template = re.search('TEMPLATE """(.*?)"""', modelfile, re.DOTALL)[1]
     first = fill(template, "", "Q0", "A0")
     user, model = "<start_of_turn>user\n", "<start_of_turn>model\n"
@@ -759,7 +758,7 @@ def test_models_are_loaded_safely(outputs, monkeypatch):
         (["--model", "m", "--format", "gguf", "--llama-cpp", "."], "no ./convert_hf_to_gguf.py: "),
         (["--format", "merged_8bit"], "argument --format: invalid choice"),
         (["--quantization", "q2_k"], "argument --quantization: invalid choice"),
-        (["--model", "m", "--engine", "trl"], "cannot read the config of m: "),
+        (["--model", "m", "--engine", "trl"], "cannot load m: "),
         (["--model", "m"], "--engine unsloth needs an NVIDIA GPU; use --engine trl here"),
         (["--model", "/nowhere/m"], "argument --model: there is no folder '/nowhere/m'"),
         (["--output-d", "x"], "unrecognized arguments: --output-d x"),
@@ -872,7 +871,7 @@ def damage(base, how):
         ("pickle", "cannot load {base}: "),
         ("cut", "cannot load {base}: "),
         ("a weight less", "{base} lacks 1 weights that its config.json asks for, as model."),
-        ("unknown model", "cannot read the config of {base}: "),
+        ("unknown model", "cannot load {base}: "),
         ("quantised", "{base} is quantised: name the 16-bit model that it was made from"),
     ],
 )
@@ -949,13 +948,14 @@ def test_folder_that_cannot_be_made(copy):
 
 
 def test_full_disk_while_the_tokenizer_is_written(tmp_path, capsys):
-    tokenizer = make_small_tokenizer(R1)
+    """tokenizers raises a plain Exception there; what export.py leaves to its sys.excepthook."""
     (tmp_path / "tokenizer.json").symlink_to("/dev/full")
-    with pytest.raises(SystemExit) as end:
-        export.save_tokenizer(tokenizer, str(tmp_path))
-    assert end.value.code == 1
-    message = f"error: cannot write to {tmp_path}: No space left on device"
-    assert capsys.readouterr().err.startswith(message)
+    with pytest.raises(Exception) as raised:
+        make_small_tokenizer(R1).save_pretrained(tmp_path)
+    data.explain_full_disk(str(tmp_path), raised.type, raised.value, None)
+    message = capsys.readouterr().err
+    assert message.startswith(f"error: cannot write to {tmp_path} (") and message.count("\n") == 1
+    assert "No space left on device" in message
 
 
 def test_failed_export_leaves_the_earlier_one(outputs, exported, tmp_path):

@@ -157,6 +157,21 @@ def test_a_finished_run_is_left_alone_or_trained_on(whole, tmp_path):
     assert read_steps(output)[-1] == STEPS + 1
 
 
+def test_a_finished_run_is_trained_on_by_epochs(tiny, tmp_path):
+    """8 prompts, 4 a step: 2 steps an epoch."""
+    rows = [{"prompt": f"What is {i} + 1?", "solution": str(i + 1)} for i in range(8)]
+    path, output = tmp_path / "rows.jsonl", tmp_path / "outputs"
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    changes = {"dataset": path, "eval_fraction": 0, "max_prompt_quantile": 1, "max_steps": 1}
+    changes |= {"per_device_train_batch_size": 16, "warmup_ratio": 0}
+    done = run_script("train.py", *arguments_of(tiny, output, **changes))
+    assert done.returncode == 0, done.stderr[-3000:]
+    for flags, steps in ((["--max-steps", -1], 2), (["--num-train-epochs", 2], 4)):
+        done = resume(output, *flags)
+        assert done.returncode == 0 and read_steps(output)[-1] == steps, done.stderr[-3000:]
+        assert resume(output, *flags).stdout.endswith("this run is finished, nothing to do\n")
+
+
 @pytest.mark.parametrize(
     "flags",
     [
@@ -175,6 +190,16 @@ def test_what_the_run_is_cannot_change(whole, flags):
     done = resume(whole, *flags)
     assert done.returncode == 2 and done.stderr.startswith("error: --resume: the run in ")
     assert flags[0] in done.stderr and done.stderr.count("\n") == 1
+
+
+def test_the_same_command_may_name_a_batch_of_one(tmp_path, monkeypatch):
+    """The tutorial's value, which became a group of 4 in the run."""
+    arguments = {"model": "m", "per_device_train_batch_size": 4, "lora_alpha": 64}
+    (tmp_path / "run.json").write_text(json.dumps({"arguments": arguments}))
+    flags = ["--resume", "--output-dir", str(tmp_path), "--per-device-train-batch-size", "1"]
+    monkeypatch.setattr(sys, "argv", ["train.py", *flags, "--report-to", "none"])
+    args = train.parse_arguments()
+    assert (args.model, args.per_device_train_batch_size, args.lora_alpha) == ("m", 4, 64)
 
 
 def test_a_new_run_moves_the_old_one_aside(whole, tiny, tmp_path):
@@ -255,6 +280,17 @@ def test_a_folder_that_cannot_be_written_is_told_before_the_model_loads(tiny):
     done = run_script("train.py", *arguments_of(tiny, "/proc/nothing"))
     assert done.returncode == 2 and "error: cannot write to /proc/nothing" in done.stderr
     assert "Loading weights" not in done.stderr and "Traceback" not in done.stderr
+
+
+def test_a_folder_that_cannot_be_moved_aside(tmp_path, monkeypatch, capsys):
+    """The folder one is in, or a mount point: it was a traceback."""
+    (tmp_path / "notes.txt").touch()
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(SystemExit) as stopped:
+        train.move_aside(".")
+    error = capsys.readouterr().err
+    assert stopped.value.code == 2 and error.startswith("error: cannot move . aside, take another")
+    assert error.count("\n") == 1 and (tmp_path / "notes.txt").exists()
 
 
 @pytest.mark.parametrize("text", ["", "{", "[]", '{"arguments": {}}', '{"arguments": []}'])

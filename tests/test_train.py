@@ -163,7 +163,7 @@ def test_a_batch_of_one_becomes_a_group_only_where_it_must(accumulation, complet
         reasoning_tokens=None,
         reward_weights=None,
     )
-    train.check_arguments(args, None)
+    train.check_arguments(args)
     assert train.get_completions_per_step(args) == completions and args.lora_alpha == 16
 
 
@@ -177,6 +177,7 @@ def test_answers_that_are_no_numbers_are_counted(tiny, tmp_path):
     changes |= {"max_prompt_quantile": 1, "max_steps": 1, "warmup_ratio": 0, "report_to": "none"}
     done = run_script("train.py", *train_arguments(tiny, tmp_path / "out", **changes))
     assert "warning: 4 of 8 answers are no numbers" in done.stdout, done.stderr[-3000:]
+    assert (tmp_path / "out" / "curves.png").stat().st_size > 10000  # of one step, too
 
 
 def test_stop_if_stuck_names_the_cause(tiny, tmp_path):
