@@ -39,12 +39,19 @@ reasoning_start = "<think>"
 reasoning_end = "</think>"
 target_lang = "id"
 think_is_prefilled = False
+max_completion_length = 0
 
 
-def configure(reasoning_tokens, target_lang: str, think_is_prefilled: bool = False) -> None:
+def configure(
+    reasoning_tokens,
+    target_lang: str,
+    think_is_prefilled: bool = False,
+    max_completion_length: int = 0,
+) -> None:
     """Set the tags (start, end) and the target language (ISO 639-1) of every reward.
 
     `think_is_prefilled`: the chat template itself ends in the start tag, so completions lack it.
+    `max_completion_length`: a completion of so many tokens was cut; 0: each may have been.
     """
     reasoning_start, reasoning_end = reasoning_tokens
     globals().update(
@@ -52,6 +59,7 @@ def configure(reasoning_tokens, target_lang: str, think_is_prefilled: bool = Fal
         reasoning_end=reasoning_end,
         target_lang=target_lang,
         think_is_prefilled=think_is_prefilled,
+        max_completion_length=max_completion_length,
         match_format=re.compile(rf"{re.escape(reasoning_end)}(.*)", re.DOTALL),
     )
 
@@ -226,15 +234,21 @@ def answer_reward(completions, answer, **kwargs) -> list[float | None]:
 def language_reward(prompts, completions, **kwargs) -> list[float]:
     """language_share of each finished thought, in [0, 1]; 0 without an end tag.
 
+    Halved where the tutorial's own judge, langid on the whole text, hears a language that is no
+    relative of the target: so "3. Hitung cost bags of chips: ..." earns less than a sentence.
     DeepSeek-R1 (arXiv 2501.12948), section 2.3 and eq. 7.
     """
     scores = []
     for prompt, completion in zip(prompts, completions):
-        thought, answer = split_reasoning(completion[0]["content"])
+        text = completion[0]["content"]
+        thought, answer = split_reasoning(text)
         if answer is None:
             scores.append(0.0)
-        else:
-            scores.append(language_share(thought, prompt[-1]["content"]))
+            continue
+        share = language_share(thought, prompt[-1]["content"])
+        if get_lang(text) not in get_family(target_lang):
+            share /= 2
+        scores.append(share)
     return scores
 
 
@@ -637,15 +651,16 @@ def indonesian_rate(completions, **kwargs) -> list[float]:
     return [float(get_lang(completion[0]["content"]) == target_lang) for completion in completions]
 
 
-def accuracy(completions, answer, **kwargs) -> list[float]:
+def accuracy(completions, answer, completion_ids=None, **kwargs) -> list[float]:
     """1.0 for the right final answer, with or without tags, else 0.0.
 
-    Without an end tag only a box or a label counts: it may have been cut, and its last number is no
-    answer then.
+    Where a completion was cut (or nobody says that it was not) and has no end tag, only a box or a
+    label counts: its last number is no answer.
     """
     scores = []
-    for completion, gold in zip(completions, answer):
-        correct = is_correct(completion[0]["content"], gold, truncated=True)
+    for i, (completion, gold) in enumerate(zip(completions, answer)):
+        cut = completion_ids is None or len(completion_ids[i]) >= max_completion_length
+        correct = is_correct(completion[0]["content"], gold, truncated=cut)
         scores.append(float(correct is True))
     return scores
 

@@ -77,9 +77,6 @@ def main(args):
     # 奖励函数: rewards.py has these cells
     import rewards
 
-    first_prompt = data.render_prompt(tokenizer, dataset[0]["prompt"])
-    think_is_prefilled = first_prompt.rstrip().endswith(args.reasoning_tokens[0])
-    rewards.configure(args.reasoning_tokens, args.target_lang, think_is_prefilled)
     weights = rewards.REWARDS[args.rewards]  # {match_format_exactly: 1.0, ...}
     args.reward_weights = args.reward_weights or list(weights.values())
     reward_funcs = [*weights, *rewards.MEASURED]  # what is only measured has weight 0
@@ -88,6 +85,10 @@ def main(args):
     max_prompt_length = maximum_length + 1  # +1, as the tutorial has it
     max_completion_length = args.max_seq_length - max_prompt_length
     check_sizes(args, tokenizer, dataset, held_out, max_prompt_length)
+    first_prompt = data.render_prompt(tokenizer, dataset[0]["prompt"])
+    think_is_prefilled = first_prompt.rstrip().endswith(args.reasoning_tokens[0])
+    tags = args.reasoning_tokens
+    rewards.configure(tags, args.target_lang, think_is_prefilled, max_completion_length)
 
     import torch
     from trl import GRPOConfig, GRPOTrainer

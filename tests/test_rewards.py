@@ -605,6 +605,23 @@ def test_language_reward_is_paid_for_finished_thoughts_only():
     assert call(rewards.language_reward, f"<think>{ID}") == 0.0
 
 
+def test_language_reward_is_halved_where_langid_hears_a_stranger():
+    notes = """1. Hitung subtotal subs: 2 x $7.50 = $15.00
+2. Hitung subtotal bags of chips: 2 x $1.50 = $3.00
+3. Hitung subtotal cookies: 2 x $1.00 = $2.00
+4. Total biaya items: $15.00 + $3.00 + $2.00 = $20.00
+5. Hitung delivery fee: 20% of $20.00 = 0.20 x $20.00 = $4.00"""
+    assert rewards.get_lang(f"<think>{notes}</think>29") == "tl"
+    assert rewards.language_share(notes) == 1.0
+    assert call(rewards.language_reward, f"<think>{notes}</think>29") == 0.5
+
+
+def test_every_indonesian_thought_is_heard_as_a_relative_of_indonesian():
+    for text in THOUGHTS:
+        if text["lang"] == "id":
+            assert rewards.get_lang(f"<think>{text['thought']}</think>12") in ("id", "ms")
+
+
 def test_language_share_counts_windows():
     english = " ".join(EN.split()[:16])
     indonesian = " ".join(OTHER.split()[:16])
@@ -1065,8 +1082,17 @@ def test_indonesian_rate(text, score):
         ("<think>x</think>34", "x + y", 0.0),
     ],
 )
-def test_accuracy_counts_a_bare_number_only_after_a_thought(text, gold, score):
+def test_accuracy_of_a_text_that_may_have_been_cut(text, gold, score):
     assert rewards.accuracy(completions=[[{"content": text}]], answer=[gold]) == [score]
+
+
+def test_accuracy_reads_the_last_number_of_a_text_that_was_not_cut():
+    rewards.configure(("<think>", "</think>"), "id", max_completion_length=9)
+    completions = [[{"content": "and that makes 34"}]] * 3
+    scores = rewards.accuracy(
+        completions, ["34", "34", "35"], completion_ids=[[7] * 8, [7] * 9, [7] * 8]
+    )
+    assert scores == [1.0, 0.0, 0.0]
 
 
 def test_what_is_measured_is_not_paid():
