@@ -234,8 +234,8 @@ def answer_reward(completions, answer, **kwargs) -> list[float | None]:
 def language_reward(prompts, completions, **kwargs) -> list[float]:
     """language_share of each finished thought, in [0, 1]; 0 without an end tag.
 
-    Halved where the tutorial's own judge, langid on the whole text, hears a language that is no
-    relative of the target: so "3. Hitung cost bags of chips: ..." earns less than a sentence.
+    A quarter less where the tutorial's own judge, langid on the whole text, hears a relative of the
+    target, half where it hears a stranger: "3. Hitung cost bags of chips: ..." is no sentence.
     DeepSeek-R1 (arXiv 2501.12948), section 2.3 and eq. 7.
     """
     scores = []
@@ -246,8 +246,11 @@ def language_reward(prompts, completions, **kwargs) -> list[float]:
             scores.append(0.0)
             continue
         share = language_share(thought, prompt[-1]["content"])
-        if get_lang(text) not in get_family(target_lang):
-            share /= 2
+        heard = get_lang(text)
+        if heard not in get_family(target_lang):
+            share *= 0.5
+        elif heard != target_lang:
+            share *= 0.75
         scores.append(share)
     return scores
 

@@ -605,7 +605,7 @@ def test_language_reward_is_paid_for_finished_thoughts_only():
     assert call(rewards.language_reward, f"<think>{ID}") == 0.0
 
 
-def test_language_reward_is_halved_where_langid_hears_a_stranger():
+def test_language_reward_is_less_where_langid_hears_another_language():
     notes = """1. Hitung subtotal subs: 2 x $7.50 = $15.00
 2. Hitung subtotal bags of chips: 2 x $1.50 = $3.00
 3. Hitung subtotal cookies: 2 x $1.00 = $2.00
@@ -614,12 +614,19 @@ def test_language_reward_is_halved_where_langid_hears_a_stranger():
     assert rewards.get_lang(f"<think>{notes}</think>29") == "tl"
     assert rewards.language_share(notes) == 1.0
     assert call(rewards.language_reward, f"<think>{notes}</think>29") == 0.5
+    notes = """  1. Jumlah siswa: 40
+  2. Jumlah siswa yang takut warna blue: 40 / 2 = 20
+  3. Jumlah siswa yang hanya takut warna green: 20 / 4 = 5
+  4. Jumlah siswa yang hanya takut warna yellow: 40 - 20 - 5 = 15"""
+    assert rewards.get_lang(f"<think>{notes}</think>15") == "ms"
+    assert rewards.language_share(notes) == 1.0
+    assert call(rewards.language_reward, f"<think>{notes}</think>15") == 0.75
 
 
-def test_every_indonesian_thought_is_heard_as_a_relative_of_indonesian():
-    for text in THOUGHTS:
-        if text["lang"] == "id":
-            assert rewards.get_lang(f"<think>{text['thought']}</think>12") in ("id", "ms")
+def test_langid_hears_indonesian_in_indonesian_thoughts():
+    texts = [f"<think>{text['thought']}</think>12" for text in THOUGHTS if text["lang"] == "id"]
+    heard = [rewards.get_lang(text) for text in texts]
+    assert heard.count("id") >= 0.95 * len(heard) and set(heard) <= {"id", "ms"}
 
 
 def test_language_share_counts_windows():
@@ -947,7 +954,7 @@ def test_ranking_of_equals(one, other):
 
 def test_totals():
     assert total("Indonesian") == 3.5
-    assert total("Malay") == 3.0
+    assert total("Malay") == 2.875  # langid hears Malay
     assert total("English") == 2.5
     assert total("wrong Indonesian") == 1.5
 
