@@ -18,7 +18,8 @@ langid takes for Malay is paid less than English.
 REWARDS["improved"] mend that. Each is in [0, 1], and correctness outweighs the rest together:
     answer_reward    weight 2    1 if the number read after the last `</think>` equals the gold
     language_reward  weight 1    share of the thought in the target language (DeepSeek-R1, eq. 7);
-                                 0 for saying one thing again and again, the same at any length
+                                 0 for saying one thing again and again, the same at any length;
+                                 three quarters or half if langid hears another language in all
     format_reward    weight 0.5  1 if one thought starts the completion, with text after it
 A completion without `</think>` earns nothing from any of the three.
 
