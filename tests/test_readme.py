@@ -168,7 +168,7 @@ def test_at_most_170_lines(name):
 @pytest.mark.parametrize("name", READMES)
 def test_the_first_screen_holds_the_result_and_the_picture(name):
     screen = "\n".join(read(name).splitlines()[:45])
-    assert "bash run.sh" in screen and "25 %" in screen and "curves_smollm2.png" in screen
+    assert "bash run.sh" in screen and "25 %" in screen and "curves_qwen15.png" in screen
 
 
 @pytest.mark.parametrize("name", READMES)
