@@ -179,13 +179,13 @@ def test_prose_is_narrow(name):
 
 @pytest.mark.parametrize("name", READMES)
 def test_the_pair_is_quoted_from_its_file(name):
-    page = " ".join(read("tests/results/demo-2026-11-24/samples.md").split())
-    question, before, after = re.search(
-        r"\*(Dewi.*?)\*.*?\n> (.*)\n>\n> (.*)", read(name), re.S
+    page = " ".join(read(f"{RUNS}-2/eval-native/samples.md").split())
+    question, *pair = re.search(
+        r"\*\.\.\., (how much.*?)\*.*?\n> (.*?)\n>\n> (.*?)\n\n", read(name), re.S
     ).groups()
     answers = page[page.index(question) :]
-    parts = [re.split(r"[:：]", text.split("\n")[0], maxsplit=1)[1] for text in (before, after)]
-    assert [text.count(" ...") for text in parts] == [1, 2]
+    parts = [re.split(r"[:：]", text.replace("\n> ", " "), maxsplit=1)[1] for text in pair]
+    assert [text.count(" ...") for text in parts] == [1, 1]
     for arm, text in zip(["base", "lora"], parts):
         answer = re.search(rf"\*\*{arm}\*\*.*?~~~~(.*?)~~~~", answers)[1]
         for part in text.strip().removesuffix(" ...").split(" ... "):
