@@ -7,14 +7,14 @@
 #   bash run.sh fast        the tutorial's rewards and lengths at a high throughput, 16-bit
 #                             100 steps of 128: about 1 hour on an H100; 69 GiB; outputs-fast/
 #   bash run.sh improved    better rewards, room to finish, held-out problems, 16-bit
-#                             100 steps of 64 longer ones: at most 3 h 10 min on an H200; 65 GiB;
+#                             100 steps of 64 longer ones: about 3 h 10 min on an H200; 65 GiB;
 #                             outputs-improved/
 #   bash run.sh demo        no GPU and no model download: a 0.7 M parameter model
 #                             4 minutes on 2 cores; outputs-demo/
 #   bash run.sh install gpu (or cpu)    only the environment: .venv (or .venv-cpu)
 #
 # The times are training's; 16 GB of model to download, evaluation and export come on top. The GPU
-# recipes need a driver for CUDA 13, gcc with Python's headers, and 50 GB of disk: 11 for packages,
+# recipes need a driver for CUDA 13, gcc with Python's headers, and 43 GB of disk: 11 for packages,
 # 16 for the model, 16 for its export. The same command again goes on where the last one stopped.
 #
 # What follows the recipe goes to train.py:
@@ -77,7 +77,7 @@ improved() {    # flags and their sources: README, "The improved recipe"
 
 demo() {
     export HF_HUB_OFFLINE=1 OMP_WAIT_POLICY=PASSIVE CUDA_VISIBLE_DEVICES=
-    export HF_HUB_DISABLE_PROGRESS_BARS=1 HF_DATASETS_DISABLE_PROGRESS_BARS=1    # of milliseconds
+    export HF_HUB_DISABLE_PROGRESS_BARS=1 HF_DATASETS_DISABLE_PROGRESS_BARS=1    # of some ms each
     unless_newer demo/train.jsonl tests/make_demo_model.py \
         "$python" tests/make_demo_model.py --output-dir demo
     "$python" train.py --output-dir outputs-demo --resume --engine trl \
@@ -86,7 +86,7 @@ demo() {
         --learning-rate 1e-3 --max-steps 40 --use-gradient-checkpointing false "$@"
     unless_newer outputs-demo/eval/results.json outputs-demo/$adapter \
         "$python" evaluate.py --output-dir outputs-demo --split held-out \
-        --num-samples 200 --max-tokens 100 --no-single-prompts    # of which it knows nothing
+        --num-samples 200 --max-tokens 100 --no-single-prompts    # a toy knows only sums
     unless_newer outputs-demo/export/export.json outputs-demo/$adapter \
         "$python" export.py --output-dir outputs-demo --format merged_16bit
 }
@@ -115,11 +115,15 @@ say_next() {    # say_next OUTPUT_DIR QUESTION
     if [ "$python" != python3 ]; then
         echo "  source ${python%/*}/activate"
     fi
+    local train="python train.py"
+    if [[ $gpus -gt 1 && $recipe =~ ^(fast|improved)$ ]]; then
+        train="torchrun --standalone --nproc-per-node $gpus train.py"
+    fi
     cat <<EOF
   python evaluate.py --output-dir $1 --prompt "$2"
   python export.py --output-dir $1 --format gguf --quantization q4_k_m q8_0
     # then: ollama create thinker -f $1/export/gguf/Modelfile
-  python train.py --output-dir $1 --resume --max-steps 400
+  $train --output-dir $1 --resume --max-steps 400
 EOF
     if [ -d "$1/swanlog" ]; then
         echo "  swanlab watch $1/swanlog    # charts and texts in the browser"

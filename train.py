@@ -135,7 +135,7 @@ def main(args):
         disable_tqdm=True,  # one line a step instead: make_watch
         log_completions=True,  # all of them, to completions/*.parquet
         dataloader_pin_memory=gpu,
-        num_completions_to_print=0,
+        num_completions_to_print=0,  # make_watch prints one now and then
     )
     if args.engine == "trl" and training_args.use_vllm:
         let_vllm_take_adapters(args.lora_rank)
@@ -262,6 +262,15 @@ def check_hardware(args):
             f"{n} GPUs are visible: take one (CUDA_VISIBLE_DEVICES=0), or all: "
             f"torchrun --nproc-per-node {n} train.py --engine trl ..."
         )
+
+
+def check_names(args):
+    """Refuse rewards and system prompts that rewards.py and data.py do not have."""
+    import rewards
+
+    if args.rewards not in rewards.REWARDS:
+        fail(f"--rewards {args.rewards}: rewards.REWARDS has {', '.join(rewards.REWARDS)}")
+    data.make_system_prompt(args.system_prompt, args.target_lang, ("", ""))
 
 
 def check_model(args):
@@ -586,6 +595,7 @@ def begin_run(args):
     complete checkpoint, None where there is none.
     """
     check_hardware(args)
+    check_names(args)
     check_model(args)
     args.checkpoint = None
     run = read_run(args.output_dir) if args.resume else {}
@@ -1085,7 +1095,7 @@ def parse_arguments():
     add("--resume", action="store_true", help="go on with the run in --output-dir, if there is one")
     add("--max-steps", type=count_or_all, default=100, help="optimizer steps; -1: by epochs")
     add("--learning-rate", type=positive, default=5e-6, help="peak learning rate")
-    add("--rewards", choices=["tutorial", "improved"], default="tutorial", help="set of rewards.py")
+    add("--rewards", default="tutorial", help="entry of rewards.REWARDS: tutorial or improved")
     add("--engine", choices=["unsloth", "trl"], default="unsloth", help="trl: also on a CPU")
     data.add_data_arguments(parser)
 
