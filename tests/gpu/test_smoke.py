@@ -29,14 +29,18 @@ CARD = ("tests/gpu/as_card.py", 8)
 
 
 def run_script(*arguments):
-    done = subprocess.run(
-        [sys.executable, *map(str, arguments)],
-        cwd=ROOT,
-        env=os.environ | {"HF_HUB_OFFLINE": "1"},
-        capture_output=True,
-        text=True,
-        timeout=400,
-    )
+    try:
+        done = subprocess.run(
+            [sys.executable, *map(str, arguments)],
+            cwd=ROOT,
+            env=os.environ | {"HF_HUB_OFFLINE": "1"},
+            capture_output=True,
+            text=True,
+            timeout=400,
+        )
+    except subprocess.TimeoutExpired as stopped:
+        end = [(text or b"")[-3000:].decode() for text in (stopped.stdout, stopped.stderr)]
+        pytest.fail(f"{arguments} not done in 400 s\n{end[0]}\n{end[1]}", pytrace=False)
     if done.returncode:
         end = f"{done.stdout[-3000:]}\n{done.stderr[-5000:]}"
         pytest.fail(f"{arguments} exit {done.returncode}\n{end}", pytrace=False)
