@@ -227,12 +227,6 @@ def check_arguments(args):
         fail("--eval-steps needs --eval-fraction")
     if args.report_to != "none" and not importlib.util.find_spec(args.report_to):
         fail(f"--report-to {args.report_to}: pip install it, or use run.sh's environment")
-    if args.reward_weights:
-        import rewards
-
-        names = [function.__name__ for function in rewards.REWARDS[args.rewards]]
-        if len(args.reward_weights) != len(names):
-            fail(f"--reward-weights needs {len(names)} values: {', '.join(names)}")
     data.check_reasoning_tokens(args)
 
 
@@ -265,11 +259,14 @@ def check_hardware(args):
 
 
 def check_names(args):
-    """Refuse rewards and system prompts that rewards.py and data.py do not have."""
+    """Refuse rewards, weights and system prompts that rewards.py and data.py do not have."""
     import rewards
 
     if args.rewards not in rewards.REWARDS:
         fail(f"--rewards {args.rewards}: rewards.REWARDS has {', '.join(rewards.REWARDS)}")
+    names = [function.__name__ for function in rewards.REWARDS[args.rewards]]
+    if args.reward_weights and len(args.reward_weights) != len(names):
+        fail(f"--reward-weights needs {len(names)} values: {', '.join(names)}")
     data.make_system_prompt(args.system_prompt, args.target_lang, ("", ""))
 
 

@@ -191,6 +191,7 @@ def expect_one_line(arguments, message, tmp_path):
         ({"dataset": "nowhere.jsonl"}, "cannot load data set nowhere.jsonl"),
         ({"max_seq_length": 20}, "leaves no token"),
         ({"rewards": "best"}, "rewards.REWARDS has tutorial, improved"),
+        ({"rewards": "best", "reward_weights": 1}, "rewards.REWARDS has tutorial, improved"),
         ({"system_prompt": "native", "target_lang": "th"}, "no system prompt in"),
         ({"reward_weights": 1}, "--reward-weights needs 5 values"),
         ({"target_modules": "nope"}, "--target-modules nope"),

@@ -161,7 +161,6 @@ def test_a_batch_of_one_becomes_a_group_only_where_it_must(accumulation, complet
         eval_steps=0,
         report_to="none",
         reasoning_tokens=None,
-        reward_weights=None,
     )
     train.check_arguments(args)
     assert train.get_completions_per_step(args) == completions and args.lora_alpha == 16
