@@ -956,9 +956,8 @@ def folder_name(value: str) -> str:
     return value
 
 
-def take_from_run(parser, output_dir: str):
+def take_from_run(parser, output_dir: str, used: dict):
     """Parse again, where model, data and tracker default to what train.py used (run.json)."""
-    used = read_run(output_dir)["arguments"]
     names = "model dataset dataset_config dataset_split system_prompt target_lang seed"
     names += " reasoning_tokens max_prompt_quantile eval_fraction"
     for name in [*names.split(), "engine", "load_in_4bit"]:
@@ -1026,8 +1025,9 @@ def parse_arguments():
     add("--swanlab-mode", choices=modes, default="local", help="cloud needs `swanlab login`")
 
     args = parser.parse_args()
-    if not args.rescore and read_run(args.output_dir):
-        args = take_from_run(parser, args.output_dir)
+    run = {} if args.rescore else read_run(args.output_dir)
+    if run:
+        args = take_from_run(parser, args.output_dir, run["arguments"])
     data.check_reasoning_tokens(args)
     adapters = args.adapter or []
     if len(adapters) > 1 and "none" in adapters:
