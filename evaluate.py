@@ -899,9 +899,9 @@ def find_adapters(args, run: dict) -> dict[str, str]:
 
 
 def get_step(folder: str, run: dict) -> int:
-    """Return the step of an adapter: N of checkpoint-N, else the last step of the run."""
+    """Return the step of an adapter: N of a name that ends in checkpoint-N, else the run's last."""
     start, _, step = os.path.basename(os.path.normpath(folder)).rpartition("-")
-    if start == "checkpoint" and step.isdecimal():
+    if start.endswith("checkpoint") and step.isdecimal():
         return int(step)
     if not run.get("last_step"):
         fail(f"--adapter {folder}: a curve needs checkpoint-N folders, or run.json of a whole run")

@@ -1,14 +1,16 @@
 #!/usr/bin/env bash
 # A recipe on a real model with real problems, nothing taught beforehand: Qwen2.5-Coder-1.5B-Instruct
-# (Apache-2.0), GSM8K, judged on problems that were never trained on. One GPU of 80 GB, one thing
-# after another: processes take turns on a GPU, and one beside another ran out of memory.
+# (Apache-2.0), GSM8K, judged on problems that were never trained on. One GPU of 80 GB.
 #
 #   bash tests/gpu/qwen15.sh MODEL TRAIN JUDGE OUT ARM...
 #
 # MODEL: Qwen/Qwen2.5-Coder-1.5B-Instruct or a local folder (our figures are from a 5-bit GGUF of
-# it, dequantised). TRAIN, JUDGE: two .jsonl files of GSM8K rows that share no problem. SEEDS="1 2 3"
-# and STEPS=60 can be set. Arms:
-#   base        the model as it is, under each prompt
+# it, dequantised). TRAIN, JUDGE: two .jsonl files of GSM8K rows that share no problem. Variables:
+# SEEDS="1 2 3"; STEPS=100; CARD=25 trains the seeds of an arm side by side, each in so many GiB
+# (three take half the time of one after another). A run that is there already goes on or is kept.
+# Each arm's seeds are then judged by one engine, with the arm's own system prompt and with none;
+# so are checkpoints: of the first seed at the steps AT, of every seed at AT_ALL ("" for none). Arms:
+#   base        the model as it is, under each of PROMPTS
 #   tutorial    the tutorial's rewards, flags and prompt with as many completions a step, and for
 #               them the learning rate 5e-6 * sqrt(16), as in run.sh's fast
 #   improved    the improved recipe; FLAGS (a variable) is appended, to try something
@@ -20,38 +22,74 @@ model=$1 train=$2 judge=$3 out=$4
 shift 4
 mkdir -p "$out"
 export OMP_NUM_THREADS=4
-steps=${STEPS:-60}
+steps=${STEPS:-100} seeds=${SEEDS:-1 2 3}
 english='Think step by step, and check every calculation. Then give the final answer as \boxed{number}.'
 
-run() {    # run NAME FLAGS...
+run() {    # run NAME FLAGS...: one training
     local name=$1 start=$SECONDS
     shift
-    python3 train.py --engine trl --model "$model" --dataset "$train" --dataset-config main \
-        --reasoning-tokens "<think>" "</think>" --max-seq-length 1024 --report-to none \
-        --gpu-memory-utilization 0.2 --save-total-limit 20 --resume --output-dir "$out/$name" \
-        "$@" > "$out/$name.log" 2>&1
-    echo "$name: exit $?, $((SECONDS - start)) s"
-    judge "$name" eval --output-dir "$out/$name"
-    judge "$name" eval-no-system-prompt --output-dir "$out/$name" --system-prompt none
-    if [ "$name" = improved-1 ]; then
-        judge "$name" eval-curve --output-dir "$out/$name" \
-            --adapter "$out/$name"/checkpoint-* "$out/$name/grpo_lora"
+    if [ ! -e "$out/$name/grpo_lora/adapter_model.safetensors" ]; then
+        python3 ${CARD:+tests/gpu/as_card.py $CARD} train.py --engine trl --model "$model" \
+            --dataset "$train" --dataset-config main --reasoning-tokens "<think>" "</think>" \
+            --max-seq-length 1024 --report-to none --save-total-limit 20 --resume \
+            --gpu-memory-utilization "$share" --output-dir "$out/$name" "$@" >> "$out/$name.log" 2>&1
+        echo "$name: exit $?, $((SECONDS - start)) s"
     fi
 }
 
-judge() {    # judge NAME EVALUATION FLAGS...
-    local name=$1 evaluation=$2 start=$SECONDS
-    shift 2
-    python3 evaluate.py --dataset "$judge" --num-samples 300 --max-prompt-quantile 1 \
-        --max-tokens 800 --gpu-memory-utilization 0.5 --name "$evaluation" "$@" \
-        > "$out/$name.$evaluation.log" 2>&1
-    echo "$name $evaluation: exit $?, $((SECONDS - start)) s"
-    grep "^verdict" "$out/$name.$evaluation.log"
+run_seeds() {    # run_seeds ARM FLAGS...: a training for each seed
+    local arm=$1 share=0.2
+    shift
+    for seed in $seeds; do
+        if [ -n "${CARD:-}" ]; then
+            share=0.4    # of CARD
+            MASTER_PORT=$((29500 + seed)) run "$arm-$seed" "$@" --seed "$seed" &
+            sleep 15    # one engine measures its memory at a time
+        else
+            run "$arm-$seed" "$@" --seed "$seed"
+        fi
+    done
+    wait
 }
 
+judge_seeds() {    # judge_seeds ARM: one engine for all seeds and checkpoints of an arm
+    local arm=$1 folder=$out/$1 first=${seeds%% *} adapters=() finals=()
+    mkdir -p "$folder"
+    for step in ${AT-20 40}; do
+        adapters+=("$(link "$arm-$first" "checkpoint-$step")")
+    done
+    for seed in $seeds; do
+        for step in ${AT_ALL-60}; do
+            adapters+=("$(link "$arm-$seed" "checkpoint-$step")")
+        done
+        ln -sfn "../$arm-$seed/grpo_lora" "$folder/$arm-$seed"
+        finals+=("$folder/$arm-$seed")
+    done
+    judge "$arm" eval --output-dir "$out/$arm-$first" --adapter "${adapters[@]}" "${finals[@]}"
+    judge "$arm" eval-no-system-prompt --output-dir "$out/$arm-$first" --system-prompt none \
+        --adapter "${finals[@]}"
+}
+
+link() {    # link RUN CHECKPOINT: prints a path that names both
+    ln -sfn "../$1/$2" "$folder/$1-$2"
+    echo "$folder/$1-$2"
+}
+
+judge() {    # judge LOG EVALUATION FLAGS...
+    local log=$out/$1.$2.log evaluation=$2 start=$SECONDS
+    shift 2
+    python3 evaluate.py --dataset "$judge" --num-samples 300 --max-prompt-quantile 1 \
+        --max-tokens 800 --gpu-memory-utilization 0.5 --name "$evaluation" "$@" > "$log" 2>&1
+    echo "$log: exit $?, $((SECONDS - start)) s"
+    grep "^verdict" "$log"
+}
+
+micro=(--per-device-train-batch-size 8 --gradient-accumulation-steps 8)
+if [ -n "${CARD:-}" ]; then
+    micro=(--per-device-train-batch-size 4 --gradient-accumulation-steps 16)
+fi
 improved=(--rewards improved --mask-truncated-completions --loss-type dapo --beta 0 --min-p 0
-    --num-generations 8 --per-device-train-batch-size 8 --gradient-accumulation-steps 8
-    --stop-if-stuck 20 --max-steps "$steps" --learning-rate 1e-4 --system-prompt native
+    --num-generations 8 "${micro[@]}" --stop-if-stuck 20 --max-steps "$steps" --learning-rate 1e-4 --system-prompt native
     --scale-rewards none ${FLAGS:-})
 for arm in "$@"; do
     if [ "$arm" = base ]; then
@@ -62,21 +100,17 @@ for arm in "$@"; do
         done
         continue
     fi
-    for seed in ${SEEDS:-1 2 3}; do
-        own=(--seed "$seed")
-        case $arm in
-            improved) ;;
-            boxed) own+=(--system-prompt boxed) ;;
-            group) own+=(--scale-rewards group) ;;
-            constant) own+=(--lr-scheduler-type constant_with_warmup) ;;
-            slow) own+=(--learning-rate 2e-5) ;;
-            tutorialrewards) own+=(--rewards tutorial) ;;
-            tutorial)
-                run "tutorial-$seed" --max-steps "$steps" --per-device-train-batch-size 8 \
-                    --gradient-accumulation-steps 8 --learning-rate 2e-5 "${own[@]}"
-                continue ;;
-            *) echo "unknown arm $arm"; exit 2 ;;
-        esac
-        run "$arm-$seed" "${improved[@]}" "${own[@]}"
-    done
+    flags=("${improved[@]}")
+    case $arm in
+        improved) ;;
+        boxed) flags+=(--system-prompt boxed) ;;
+        group) flags+=(--scale-rewards group) ;;
+        constant) flags+=(--lr-scheduler-type constant_with_warmup) ;;
+        slow) flags+=(--learning-rate 2e-5) ;;
+        tutorialrewards) flags+=(--rewards tutorial) ;;
+        tutorial) flags=(--learning-rate 2e-5 --max-steps "$steps" "${micro[@]}") ;;
+        *) echo "unknown arm $arm"; exit 2 ;;
+    esac
+    run_seeds "$arm" "${flags[@]}"
+    judge_seeds "$arm"
 done
