@@ -857,7 +857,12 @@ def train(args, trainer, watch):
         torch.distributed.destroy_process_group()
     if watch.signal and not is_trained(args, find_checkpoint(args.output_dir)):
         if is_main_process():
-            print(f"stopped: python train.py --resume --output-dir {args.output_dir} goes on")
+            launcher = "python"
+            if "LOCAL_WORLD_SIZE" in os.environ:
+                hosts = os.environ["GROUP_WORLD_SIZE"]
+                here = os.environ["LOCAL_WORLD_SIZE"]
+                launcher = f"torchrun --nproc-per-node {here} --nnodes {hosts}"
+            print(f"stopped: {launcher} train.py --resume --output-dir {args.output_dir} goes on")
         raise SystemExit(128 + watch.signal)
 
 

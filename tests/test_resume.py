@@ -249,7 +249,7 @@ def test_a_signal_saves_and_says_how_to_go_on(whole, tiny, tmp_path, name, statu
     process.send_signal(getattr(signal, name))
     out, _ = process.communicate(timeout=60)
     assert process.returncode == status, out[-3000:]
-    assert f"python train.py --resume --output-dir {output} goes on" in out
+    assert f"stopped: python train.py --resume --output-dir {output} goes on" in out
     assert train.find_checkpoint(output) is not None
     done = resume(output)
     assert done.returncode == 0 and read_adapter(output) == read_adapter(whole)
@@ -272,7 +272,9 @@ def test_sigterm_ends_all_processes(tiny, tmp_path):
         time.sleep(0.1)
     process.send_signal(signal.SIGTERM)
     out, _ = process.communicate(timeout=60)
-    assert process.returncode != 0 and "goes on" in out, out[-3000:]
+    again = "torchrun --nproc-per-node 2 --nnodes 1 train.py --resume"
+    assert process.returncode != 0, out[-3000:]
+    assert f"stopped: {again} --output-dir {output} goes on" in out
     assert train.find_checkpoint(output) is not None
 
 
