@@ -4,6 +4,7 @@ To use your own data, bring a .jsonl, .json or .parquet file (or a folder of the
 these column pairs:
     prompt,   solution       solution is a number: 1440 or 1,440 or 1.5 (DAPO-Math-17k-Processed)
     question, answer         answer ends in "#### N" (GSM8K)
+Further columns are arguments of reward functions: def level_reward(completions, level, **kwargs).
 
     python data.py                                       # shows what the tutorial's data cells show
     python data.py --dataset my.jsonl --target-lang vi
@@ -116,9 +117,9 @@ def extract_hash_answer(text: str) -> str:
 def load_math_dataset(args, tokenizer):
     """Return (train, held_out, maximum_length) for the flags of add_data_arguments.
 
-    `train` and `held_out` (None where --eval-fraction is 0) have `prompt` (messages) and `answer`
-    (text) and share no question, not even one that the data set has twice. `maximum_length`: tokens
-    of the longest prompt (tutorial, "数据准备" and "获取前90%的提示长度").
+    `train` and `held_out` (None where --eval-fraction is 0) have `prompt` (messages), `answer`
+    (text) and further columns; they share no question, not even one that the data set has twice.
+    `maximum_length`: tokens of the longest prompt (tutorial, "数据准备", "获取前90%的提示长度").
     """
     import numpy as np
 
@@ -189,7 +190,7 @@ def load_tokenizer(model: str, revision: str | None = None):
 
 
 def read_dataset(path: str, config: str = "en", split: str = "train", revision: str | None = None):
-    """Load a hub data set, a file or a folder as a Dataset of texts: prompt, solution."""
+    """Load a hub data set, a file or a folder as a Dataset: prompt, solution (texts), further."""
     from datasets import get_dataset_config_names, load_dataset
 
     kinds = {".jsonl": "json", ".json": "json", ".parquet": "parquet"}
@@ -216,16 +217,19 @@ def read_dataset(path: str, config: str = "en", split: str = "train", revision: 
 
     columns = dataset.column_names
     if "prompt" in columns and "solution" in columns:
-        dataset = dataset.select_columns(["prompt", "solution"])
+        names = {"prompt": "prompt", "solution": "solution"}
     elif "question" in columns and "answer" in columns:
-        dataset = dataset.select_columns(["question", "answer"])
-        dataset = dataset.rename_columns({"question": "prompt", "answer": "solution"})
+        names = {"question": "prompt", "answer": "solution"}
     else:
         fail(
             f"data set {path} has the columns {', '.join(columns)}; "
             "needed: prompt and solution, or question and answer"
         )
-    for row in dataset:
+    # names that are ours, or that TRL gives to reward functions itself or takes for pictures
+    taken = ["prompt", "solution", "answer", "prompts", "completions", "image", "images"]
+    others = [name for name in columns if name not in names and name not in taken]
+    dataset = dataset.select_columns([*names, *others]).rename_columns(names)
+    for row in dataset.select_columns(["prompt", "solution"]):
         if not isinstance(row["prompt"], str) or not row["prompt"].strip():
             fail(f"data set {path}: every prompt must be text, and one is {row['prompt']!r}")
         if not is_answer(row["solution"]):

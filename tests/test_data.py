@@ -141,7 +141,30 @@ def test_formats(tmp_path, kind):
         path.mkdir()
         for name, row in zip("ab", rows):
             write(path / f"{name}.jsonl", [row])
-    assert read(path) == DAPO
+    assert read(path) == rows
+
+
+@pytest.mark.parametrize(
+    "ours, taken",
+    [
+        (("prompt", "solution"), ["answer", "prompts", "completions"]),
+        (("question", "answer"), ["prompt", "image"]),
+        (("question", "answer"), ["solution", "images"]),
+    ],
+)
+def test_further_columns_are_kept_and_change_nothing_else(tiny, tmp_path, ours, taken):
+    """The same rows are trained on and held out; names that ours or TRL's take are left out."""
+    rows, more = [], []
+    for row in make_rows(20):
+        rows.append(dict(zip(ours, row.values())))
+        further = {"level": row["solution"], "info": {"a": [1, None]}}
+        more.append(dict.fromkeys(taken, 7) | rows[-1] | further)
+    plain = load(tiny, write(tmp_path / "rows.jsonl", rows), "--eval-fraction", "0.3")
+    kept = load(tiny, write(tmp_path / "more.jsonl", more), "--eval-fraction", "0.3")
+    for before, after in zip(plain[:2], kept[:2]):
+        assert set(after.column_names) == {"prompt", "answer", "level", "info"}
+        assert after["level"] == after["answer"] and after[0]["info"] == {"a": [1, None]}
+        assert after.select_columns(["prompt", "answer"]).to_list() == before.to_list()
 
 
 def test_gsm8k(tmp_path, tiny):

@@ -166,6 +166,29 @@ def test_a_batch_of_one_becomes_a_group_only_where_it_must(accumulation, complet
     assert train.get_completions_per_step(args) == completions and args.lora_alpha == 16
 
 
+OWN_REWARD = """
+import rewards, train
+def own_reward(prompts, completions, first, **kwargs):
+    for prompt, number in zip(prompts, first, strict=True):
+        assert f" {number} + 1?" in prompt[-1]["content"]
+    return [float(len(completion[0]["content"])) for completion in completions]
+rewards.REWARDS["own"] = {own_reward: 1.0}
+train.main(train.parse_arguments())
+"""
+
+
+def test_a_reward_of_a_fork_gets_the_columns_of_its_data(tiny, tmp_path):
+    rows = []
+    for i in range(20):
+        question = {"question": f"What is {i} + 1?", "answer": str(i + 1), "first": i}
+        rows.append(question | {"prompts": "a", "completions": "b", "images": ["c"]})
+    (tmp_path / "data.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    changes = {"dataset": tmp_path / "data.jsonl", "rewards": "own", "report_to": "none"}
+    changes |= {"max_steps": 1, "warmup_ratio": 0}
+    done = run_script("-c", OWN_REWARD, *train_arguments(tiny, tmp_path / "out", **changes))
+    assert done.returncode == 0, done.stderr[-3000:]
+
+
 def test_answers_that_are_no_numbers_are_counted(tiny, tmp_path):
     rows = []
     for i in range(8):
