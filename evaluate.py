@@ -936,6 +936,8 @@ def load_prompts(args, run: dict, tokenizer):
         dataset = held_out
     if args.num_samples > len(dataset):
         fail(f"--num-samples {args.num_samples}: there are {len(dataset)} {split} prompts")
+    if split == "train" and run.get("held_out"):
+        print("note: these prompts were trained on; others were left out: --split held-out")
     return dataset, split
 
 

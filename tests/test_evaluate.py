@@ -958,6 +958,20 @@ def test_another_seed_samples_from_the_same_split(recorded, world):
     assert first != [row["prompt"] for row in samples]
 
 
+def test_prompts_trained_on_are_named_where_others_were_left_out(recorded, world, tmp_path, capsys):
+    note = "note: these prompts were trained on; others were left out: --split held-out\n"
+    recorded("--num-samples", 2)
+    assert capsys.readouterr().out.count(note) == 1
+    recorded("--num-samples", 2, "--split", "held-out")
+    recorded("--num-samples", 2, "--dataset", world / "others.jsonl")
+    path = tmp_path / "outputs" / "run.json"
+    run = json.loads(path.read_text())
+    run["arguments"]["eval_fraction"] = 0
+    path.write_text(json.dumps(run | {"held_out": None}))  # as train.py writes it without
+    recorded("--num-samples", 2)
+    assert "note: " not in capsys.readouterr().out
+
+
 def test_prompts_that_were_not_held_out_are_refused(recorded, capsys):
     with pytest.raises(SystemExit):
         recorded("--split", "held-out", "--num-samples", 2, "--eval-fraction", 0.3)
