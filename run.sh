@@ -151,8 +151,8 @@ find_gpus() {    # sets gpus and memory, the MiB of the smallest
     fi
 }
 
-check_memory() {    # whoever names a share of the memory or a model knows what they do
-    case " ${*:2} " in *" --gpu-memory-utilization"* | *" --model"*) return ;; esac
+check_memory() {    # whoever names a share of the memory knows what they do
+    case " ${*:2} " in *" --gpu-memory-utilization"*) return ;; esac
     case $memory in *[!0-9]* | "") return ;; esac
     local fits="bash run.sh demo (less than 24 GB was never tried)"
     if [ "$memory" -ge 75000 ]; then
@@ -163,7 +163,9 @@ check_memory() {    # whoever names a share of the memory or a model knows what 
     elif [ "$memory" -ge 22000 ]; then
         fits="bash run.sh tutorial --gpu-memory-utilization 0.6"
     fi
-    fail "$1 is made for 80 GB of GPU memory, here are $((memory / 1024)); what fits: $fits"
+    local cause="$1 is made for an 8B model and 80 GB of GPU memory, here are $((memory / 1024))"
+    case " ${*:2} " in *" --model"*) echo "note: $cause; what fits: $fits"; return ;; esac
+    fail "$cause; what fits: $fits"
 }
 
 share_gpus() {    # tutorial takes one; fast and improved as many as divide 16 micro-batches

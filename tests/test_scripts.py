@@ -368,6 +368,22 @@ def test_a_smaller_card_is_told_what_fits(copy, recipe, memory, fits):
     assert refused(done, fits) and not (copy / ".venv").exists()
 
 
+@pytest.mark.parametrize("model", [["--model", "m"], ["--model=m"]])
+def test_with_another_model_a_smaller_card_is_only_a_note(copy, model):
+    """A smaller model may fit; the tutorial's from a folder does not, and passed in silence."""
+    programs = {"python3": SAY} | gpus(copy, 24564)
+    done = run_sh(copy, "tutorial", *model, programs=programs, SKIP_INSTALL="1")
+    note = "note: tutorial is made for an 8B model and 80 GB of GPU memory, here are 23; what fits"
+    assert done.returncode == 0 and done.stdout.startswith(note), done.stderr
+    assert "bash run.sh tutorial --gpu-memory-utilization 0.6\n" in done.stdout
+    share = ["--gpu-memory-utilization", "0.6"]
+    done = run_sh(copy, "tutorial", *model, *share, programs=programs, SKIP_INSTALL="1")
+    assert done.returncode == 0 and "note: " not in done.stdout
+    programs |= gpus(copy, 81559)
+    done = run_sh(copy, "tutorial", *model, programs=programs, SKIP_INSTALL="1")
+    assert done.returncode == 0 and "note: " not in done.stdout
+
+
 @pytest.mark.parametrize("memory", [81559, 143771, "[N/A]"])
 def test_large_or_unknown_cards_pass(copy, memory):
     assert len(calls(copy, "fast", programs=gpus(copy, memory))) == 3
