@@ -40,12 +40,12 @@ def main(args):
     if not args.prompt:
         check_folder(folder)
     run = read_run(args.output_dir)
+    adapters = find_adapters(args, run)  # "验证LoRA确实被训练了！": check_adapter in train.py
     tokenizer = data.load_tokenizer(args.model, args.revision)
     check_vocabulary(args, tokenizer)
     args.reasoning_tokens = args.reasoning_tokens or data.get_reasoning_tokens(tokenizer)
     tags = args.reasoning_tokens
     system_prompt = data.make_system_prompt(args.system_prompt, args.target_lang, tags)
-    adapters = find_adapters(args, run)  # "验证LoRA确实被训练了！": check_adapter in train.py
     arms = ["base", *adapters]
     lora = arms[-1]  # of several checkpoints the last; without an adapter the model itself
     if args.prompt:
