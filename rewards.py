@@ -329,9 +329,10 @@ BOX = re.compile(
 
 LABEL = re.compile(
     rf"""
-    (?: answer | jawaban(?:nya)? (?:\ akhir(?:nya)? | \ yang\ benar)? )
+    (?: answer | jawaban(?:nya)? (?:\ akhir(?:nya)? | \ yang\ benar)?
+      | đáp\ (?:án | số) | câu\ trả\ lời )
     \W{{0,20}}?
-    (?: [:=] | is | adalah | ialah )
+    (?: [:=] | is | adalah | ialah | là )
     [^\w\n-]{{0,20}}
     ({NUMBER}[^\n]*)                   # Answer: **34** apples
   | (?: final\ answer | jawaban\ akhir(?:nya)? )
@@ -347,7 +348,7 @@ CALCULATION = re.compile(rf"^(?:{NUMBER}\s*(?:[-+*/×x%]|\\times|\\cdot)[^=\n]*=
 
 # A line that draws a conclusion after a labelled number takes that number back
 CONCLUSION = re.compile(
-    r"^\W{0,9}(?:jadi|dengan\ demikian|so|thus|hence|therefore)\b[^\n]*\d",
+    r"^\W{0,9}(?:jadi|dengan\ demikian|so|thus|hence|therefore|vậy|do\ đó)\b[^\n]*\d",
     re.IGNORECASE | re.MULTILINE,
 )
 

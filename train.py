@@ -567,14 +567,17 @@ def read_run(output_dir: str) -> dict:
 
 def resume_arguments(parser, args):
     """Return the arguments of the run in --output-dir, with what may change changed."""
-    before = read_run(args.output_dir).get("arguments")
-    if not before:
+    run = read_run(args.output_dir)
+    if not run:
         return args
-    known = {name: value for name, value in before.items() if hasattr(args, name)}
+    known = {name: value for name, value in run["arguments"].items() if hasattr(args, name)}
     parser.set_defaults(**known)
     parser.set_defaults(output_dir=args.output_dir)
     args = parser.parse_args()
     fill_in(args)
+    checkpoints = glob.glob(os.path.join(glob.escape(args.output_dir), "checkpoint-*"))
+    if run.get("state") == "running" and not checkpoints:
+        return args  # out of memory at the first step, for instance: nothing to keep to yet
     for name, value in known.items():
         if name not in MAY_CHANGE and getattr(args, name) != value:
             flag = "--" + name.replace("_", "-")

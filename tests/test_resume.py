@@ -202,6 +202,20 @@ def test_the_same_command_may_name_a_batch_of_one(tmp_path, monkeypatch):
     assert (args.model, args.per_device_train_batch_size, args.lora_alpha) == ("m", 4, 64)
 
 
+def test_before_the_first_checkpoint_every_flag_may_change(tmp_path, monkeypatch):
+    """Out of memory at the first step: the command with smaller flags goes, no folder is moved."""
+    run = {"state": "running", "arguments": {"model": "m", "num_generations": 8, "seed": 3}}
+    (tmp_path / "run.json").write_text(json.dumps(run))
+    command = ["train.py", "--resume", "--output-dir", str(tmp_path), "--num-generations", "4"]
+    command += ["--report-to", "none"]
+    monkeypatch.setattr(sys, "argv", command)
+    args = train.parse_arguments()
+    assert (args.model, args.seed, args.num_generations) == ("m", 3, 4)
+    (tmp_path / "checkpoint-20").mkdir()
+    with pytest.raises(SystemExit):
+        train.parse_arguments()
+
+
 def test_a_new_run_moves_the_old_one_aside(whole, tiny, tmp_path):
     output = tmp_path / "outputs"
     shutil.copytree(whole, output)

@@ -361,7 +361,11 @@ def test_split_reasoning(text, parts):
         ("Jawaban akhirnya: Ani punya -20 apel, bukan 60", "-20", True),
         ("Final answer: Ani has 3\nFinal answer: Ani has 34, not 35", "34", True),
         ("Final answer: see below\n34", "34", True),
+        ("Đáp án: 34 quả táo, không phải 35", "34", True),
+        ("Đáp số là 34, vì 12 + 22", "34", True),
+        ("Câu trả lời là **34**, không phải 13.", "34", True),
         # a conclusion after the label
+        ("Đáp án: 20\nVậy có 11 quả", "11", True),
         ("Jawabannya adalah 20 buah.\n\nJadi yang merah adalah 11 buah.", "20", False),
         ("Jawabannya adalah 20 buah.\n\nJadi yang merah adalah 11 buah.", "11", True),
         ("Answer: 20\n\n**So** there are 11", "11", True),
