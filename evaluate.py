@@ -764,15 +764,15 @@ def choose_pairs(samples: list[dict], lora: str, n: int = 10) -> list[tuple[str,
     """Return n rows as (kind, row), about equally many of each kind; the same ones every time.
 
     win: only the LoRA's text is in the target language and right; loss: only the base's; tie: both
-    or neither.
+    or neither; sample: of a model alone.
     """
     import random
 
-    kinds = {"win": [], "loss": [], "tie": []}
+    kinds = {"win": [], "loss": [], "tie": [], "sample": []}
     for row in samples:
         before = row["base"]["indonesian_and_correct"]
         after = row[lora]["indonesian_and_correct"]
-        kind = "tie"
+        kind = "tie" if lora != "base" else "sample"
         if before != after:
             kind = "win" if after else "loss"
         kinds[kind].append(row)
@@ -792,10 +792,14 @@ def make_pairs_page(samples: list[dict], results: dict) -> str:
     lora = results["arms"][-1]
     chosen = choose_pairs(samples, lora)
     lines = [f"# {len(chosen)} of {results['n']} samples", ""]
-    lines.append(f"base against {lora}; all texts are in {results['files']['texts']}.")
-    lines.append("A win is a text in the target language with the right answer where the base has")
-    lines.append("none, a loss the reverse. Each kind is drawn at random and shown about equally")
-    lines.append("often, however rare it is.")
+    if lora == "base":
+        model = results.get("arguments", {}).get("model", "one model")
+        lines.append(f"{model}, alone; all texts are in {results['files']['texts']}.")
+    else:
+        lines.append(f"base against {lora}; all texts are in {results['files']['texts']}.")
+        lines.append("A win is a text in the target language with the right answer where the base")
+        lines.append("has none, a loss the reverse. Each kind is drawn at random and shown about")
+        lines.append("equally often, however rare it is.")
     for i, (kind, row) in enumerate(chosen, start=1):
         lines += ["", f"## {i}. {kind}", ""]
         lines += [fence(row["prompt"]), "", f"Right answer: `{row['answer']}`"]

@@ -1086,6 +1086,9 @@ def test_one_model_alone_without_a_pad_token(world, tmp_path):
     assert [single["arm"] for single in results["single_prompts"]] == ["base"] * 3
     assert list(samples[0]) == ["prompt", "answer", "base"]
     assert "使用LoRA" not in done.stdout and "verdict" not in done.stdout
+    page = (tmp_path / "new" / "eval-alone" / "samples.md").read_text()
+    assert f"\n{tmp_path}/model, alone; all texts are in samples.jsonl.\n" in page
+    assert "## 4. sample\n" in page and "base against" not in page and "A win" not in page
 
 
 # --------------------------------------------------------------------------------------------------
