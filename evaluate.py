@@ -345,8 +345,9 @@ def answer_prompts(args, tokenizer, adapters: dict, system_prompt: str | None):
 def print_answers(requests: list):
     """Print answered requests: arm, kind of prompt, prompt, text."""
     for request in requests:
+        cut = " (cut at --max-tokens)" if request["truncated"] else ""
         print("=" * 60)
-        print(f"{request['arm']}, {request['title']}: {request['prompt']}\n{request['text']}")
+        print(f"{request['arm']}, {request['title']}: {request['prompt']}\n{request['text']}{cut}")
 
 
 # --------------------------------------------------------------------------------------------------

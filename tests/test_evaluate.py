@@ -1070,6 +1070,13 @@ def test_ask_something(world):
     assert sorted(path.name for path in (world / "outputs").iterdir()) == before
 
 
+def test_a_cut_answer_says_so(capsys):
+    request = evaluate.make_request("base", "p", 1, "no template") | {"text": "a", "tokens": 1}
+    evaluate.print_answers([request | {"truncated": True}, request | {"truncated": False}])
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[2] == "a (cut at --max-tokens)" and lines[5] == "a"
+
+
 def test_one_model_alone_without_a_pad_token(world, tmp_path):
     shutil.copytree(world / "model", tmp_path / "model")
     path = tmp_path / "model" / "tokenizer_config.json"
