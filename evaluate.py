@@ -80,17 +80,16 @@ def main(args):
     for arm in arms:
         for i, sample in enumerate(samples):
             text = render_prompt(tokenizer, make_messages(sample["prompt"], system_prompt))
-            requests.append(make_request(arm, text, args.seed + i))
+            request = make_request(arm, text, args.seed + i)
+            requests.append(request | {"sample": sample})
 
     generate = choose_generator(args)
     completions, loaded = generate(args, tokenizer, adapters, requests + singles)
     seconds = {"load": round(loaded - started, 1), "generate": round(time.time() - loaded, 1)}
-    answers = iter(completions)  # in the order of the requests
-    for arm in arms:
-        for sample in samples:
-            sample[arm] = next(answers)
-    for single in singles:
-        single.update(next(answers))
+    for request, completion in zip(requests, completions):
+        request["sample"][request["arm"]] = completion
+    for single, completion in zip(singles, completions[len(requests) :]):
+        single.update(completion)
     print_answers(singles)
 
     # get_lang and what else grades is in rewards.py
@@ -112,6 +111,8 @@ def main(args):
         "commit": run.get("commit"),
         "seconds": seconds,
     }
+    if adapters:
+        print_tutorial_result(results)
     report(samples, results, os.path.join(folder, "samples.jsonl"))
     print(f"seconds: {seconds}\nwritten: {folder}/{', '.join(results['files'].values())}")
     if args.report_to == "swanlab":
@@ -580,7 +581,10 @@ def rescore(path: str):
         fail(f"--rescore: {results_file} is not evaluate.py's: it has no target_lang")
     prefilled = old.get("think_is_prefilled", False)
     rewards.configure(tokens, old["target_lang"], think_is_prefilled=prefilled)
-    report(samples, old | summarize(samples), path)
+    results = old | summarize(samples)
+    if len(results["arms"]) > 1:
+        print_tutorial_result(results)
+    report(samples, results, path)
 
 
 def is_sample(row) -> bool:
@@ -627,8 +631,6 @@ def report(samples: list[dict], results: dict, samples_file: str):
             draw_curve(results, new / "curve.png")
         for name in files.values():
             os.replace(new / name, os.path.join(folder, name))
-    if len(results["arms"]) > 1:
-        print_tutorial_result(results)
     print_rates(results)
     print_cost(results)
     if len(results["arms"]) > 1:

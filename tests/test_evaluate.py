@@ -435,6 +435,7 @@ def reported(tmp_path_factory):
     results = evaluate.summarize(samples) | {"steps": {"checkpoint-5": 5, "grpo_lora": 9}}
     printed = io.StringIO()
     with contextlib.redirect_stdout(printed):
+        evaluate.print_tutorial_result(results)
         evaluate.report(samples, results, str(folder / "samples.jsonl"))
     return folder, printed.getvalue()
 
@@ -1110,6 +1111,7 @@ def test_rescore_gives_identical_numbers(evaluated, tmp_path):
     done = run_script("evaluate.py", "--rescore", tmp_path / "eval" / "samples.jsonl")
     assert done.returncode == 0, done.stderr[-2000:]
     assert json.loads(results_file.read_text()) == before
+    assert "使用LoRA" in done.stdout
 
 
 def test_rescore_of_old_files_gives_the_new_numbers(tmp_path):
