@@ -547,14 +547,6 @@ def summarize_arm(cells: list[dict]) -> dict:
             "accuracy": right / len(chosen) if chosen else None,
             "accuracy_ci95": wilson(right, len(chosen)) if chosen else None,
         }
-
-    # langid's label against the graded share: good Indonesian read as Malay, or a foreign thought
-    differ = []
-    for cell in cells:
-        if (cell["language_share"] >= 0.5) != cell["indonesian_rate"]:
-            differ.append({key: cell[key] for key in ("lang", "language_share", "text")})
-    labels = sorted({cell["lang"] for cell in differ})
-    result["langid_disagrees"] = {"n": len(differ), "labels": labels, "examples": differ[:3]}
     return result
 
 
@@ -656,12 +648,8 @@ def print_rates(results: dict):
             print(f"{'':23} {sentence}")
     for arm in results["arms"]:
         tokens = f"{results[arm]['mean_tokens']:.1f}"
-        share = f"language_share {results[arm]['language_share']:.2f}"
-        differ = results[arm]["langid_disagrees"]
-        line = f"{share}, which langid contradicts on {differ['n']} of {n}"
-        if differ["n"]:
-            line += f" {differ['labels']}"
-        print(f"{'mean_tokens':23} {arm:{width}} {tokens}    {line}")
+        share = f"{results[arm]['language_share']:.2f}"
+        print(f"{'mean_tokens':23} {arm:{width}} {tokens}    language_share {share}")
 
 
 def print_cost(results: dict):

@@ -407,13 +407,6 @@ def test_the_last_arm_is_compared_with_the_base(graded):
     assert results["mcnemar_p"] == changes["indonesian_rate"]["mcnemar_p"]
 
 
-def test_langid_against_the_share(graded, monkeypatch):
-    monkeypatch.setattr(rewards, "language_share", lambda thought, problem: 0.5)
-    differ = evaluate.summarize(make_samples())["base"]["langid_disagrees"]
-    assert differ["n"] == 4 and differ["labels"] == ["en"] and len(differ["examples"]) == 3
-    assert differ["examples"][0]["lang"] == "en"
-
-
 def test_golds_without_a_number_are_counted(graded):
     samples = make_samples()
     samples[0]["answer"] = "x + 1"
@@ -483,6 +476,7 @@ def test_pictures_show_the_numbers(graded, tmp_path, monkeypatch):
         "accuracy                grpo_lora     16.7 %  (95 % CI 3.0 to 56.4)",
         "                        no difference shown at n = 6 (p = 0.25); "
         "about 15 per arm are needed for 50 points",
+        "mean_tokens             base         11.0    language_share 0.33",
         "base         Bahasa Indonesia         1      1   50.0 % right (95 % CI 9.5 to 90.5)",
         "base         another language         3      1   75.0 % right (95 % CI 30.1 to 95.4)",
         "grpo_lora    another language         0      0",
