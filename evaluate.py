@@ -188,7 +188,7 @@ def generate_vllm(args, tokenizer, adapters: dict, requests: list) -> tuple[list
         max_loras=max(1, min(len(adapters), 8)),
         max_lora_rank=get_lora_rank(adapters),
         max_model_len=max(longest + args.max_tokens, 2048),
-        max_num_batched_tokens=4096,  # as in train.py
+        max_num_batched_tokens=4096,  # as TRL sets it for rollouts
         max_num_seqs=sequences,
         gpu_memory_utilization=args.gpu_memory_utilization,
         enable_prefix_caching=True,
@@ -956,7 +956,7 @@ def take_from_run(parser, output_dir: str, used: dict):
             fail(f"{output_dir}/run.json is of another version of train.py: it has no {name}")
     parser.set_defaults(**{name: used[name] for name in names.split()})
     parser.set_defaults(
-        load_in_4bit=used["engine"] == "unsloth" and used["load_in_4bit"],  # stock TRL: never
+        load_in_4bit=used["engine"] == "unsloth" and used["load_in_4bit"],  # TRL + PEFT: never
         revision=used.get("revision"),
         dataset_revision=used.get("dataset_revision"),
     )
