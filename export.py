@@ -746,10 +746,11 @@ FORMATS = {
 
 
 def public_name(value: str) -> str:
-    """Return a hub name as it is, and of a local path only the last part."""
-    if os.path.isabs(value) or os.path.exists(value):
-        return os.path.basename(os.path.normpath(value))
-    return value
+    """Return a hub name as it is, and of a local path, there or not, only the last part."""
+    is_file = value.endswith((".json", ".jsonl", ".parquet"))
+    if re.fullmatch(r"\w[\w.-]*/[\w.-]+", value) and not is_file and not os.path.exists(value):
+        return value
+    return os.path.basename(os.path.normpath(value))
 
 
 def make_card(name: str, args, arguments: dict, results: dict, record: dict) -> str:
@@ -759,7 +760,7 @@ def make_card(name: str, args, arguments: dict, results: dict, record: dict) -> 
     """
     public = {}
     for key, value in (arguments | {"model": args.model, "revision": args.revision}).items():
-        if isinstance(value, str) and key != "system_prompt":
+        if isinstance(value, str) and key not in ("system_prompt", "revision", "dataset_revision"):
             value = public_name(value)
         if value is not None and key != "output_dir":
             public[key] = value

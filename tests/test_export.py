@@ -547,8 +547,27 @@ def test_card_of_an_evaluation_without_quantisation():
     assert "4-bit" not in text
 
 
+@pytest.mark.parametrize(
+    "value, public",
+    [
+        ("deepseek-ai/DeepSeek-R1-0528-Qwen3-8B", "deepseek-ai/DeepSeek-R1-0528-Qwen3-8B"),
+        ("openai/gsm8k", "openai/gsm8k"),
+        ("gpt2", "gpt2"),
+        ("private/clinic/toan.jsonl", "toan.jsonl"),  # not there: trained in another folder
+        ("clinic/toan.parquet", "toan.parquet"),
+        ("../clinic", "clinic"),
+        ("./R1-8B/", "R1-8B"),
+        ("/home/me/R1-8B", "R1-8B"),
+        ("tests/gpu", "gpu"),
+    ],
+)
+def test_public_name(monkeypatch, value, public):
+    monkeypatch.chdir(ROOT)
+    assert export.public_name(value) == public
+
+
 def test_card_has_hub_names_but_no_paths():
-    args = argparse.Namespace(model="me/base", revision="v1")
+    args = argparse.Namespace(model="me/base", revision="refs/pr/1")
     arguments = {
         "dataset": "/home/me/sums.jsonl",
         "output_dir": "/home/me/outputs",
@@ -563,7 +582,7 @@ def test_card_has_hub_names_but_no_paths():
     assert "/home" not in card
     assert "output_dir" not in card
     assert '"system_prompt": "/no_think"' in card
-    assert '"revision": "v1"' in card
+    assert '"revision": "refs/pr/1"' in card
     assert '"proof": 1' in card
     assert "Evaluation" not in card
 
