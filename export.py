@@ -251,18 +251,12 @@ def find_converter(args) -> str:
 
 
 def convert(converter: str, merged: str, path: str, kind: str):
-    """Run llama.cpp's converter; fail with its last words."""
+    """Run llama.cpp's converter; show its log, a line for each tensor, only where it fails."""
     command = [sys.executable, converter, merged, "--outfile", path, "--outtype", kind]
     done = subprocess.run(command, capture_output=True, text=True)
     if done.returncode:
-        words = last_words(done.stderr)
-        fail(f"{converter} failed (status {done.returncode}): {words}", status=1)
-
-
-def last_words(stderr: str) -> str:
-    """Return the error that a Python process ended with, all of its lines as one."""
-    after_last_frame = re.split(r'\n  File ".*(?:\n    .*)*', stderr)[-1]
-    return " ".join(after_last_frame.split())[-500:]
+        print(done.stderr, file=sys.stderr)
+        fail(f"{converter} failed (status {done.returncode})", status=1)
 
 
 def quantize(source: str, path: str, ftype: int):
