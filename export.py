@@ -21,7 +21,6 @@ import json
 import multiprocessing
 import os
 import re
-import resource
 import shutil
 import subprocess
 import sys
@@ -701,7 +700,6 @@ def keep(args, name: str, record: dict, started: float) -> str:
         "files": files,
         "bytes": sum(files.values()),
         "seconds": round(time.time() - started, 1),
-        **get_peak_memory(),
     }
     if os.path.exists(place):
         os.replace(place, f"{place}.old")
@@ -713,18 +711,6 @@ def keep(args, name: str, record: dict, started: float) -> str:
     size = record["bytes"] / 1e6
     print(f"made: {place}, {size:,.0f} MB, {record['seconds']} s", flush=True)
     return place
-
-
-def get_peak_memory() -> dict:
-    """Return the largest memory so far, in GiB, of this process or a child, and of the GPU."""
-    import torch
-
-    own = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    child = resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss
-    gpu = None
-    if torch.cuda.is_available():
-        gpu = round(torch.cuda.max_memory_reserved() / 2**30, 2)
-    return {"peak_ram_gib": round(max(own, child) / 2**20, 2), "peak_gpu_gib": gpu}
 
 
 # --------------------------------------------------------------------------------------------------

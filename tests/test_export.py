@@ -275,7 +275,6 @@ def test_all_formats(outputs, exported):
         assert sizes == record["files"]
         assert record["bytes"] == sum(sizes.values())
         assert record["seconds"] > 0
-        assert record["peak_ram_gib"] > 0.1
         assert record["model"] == str(outputs.parent / "base")
         assert record["adapter"] == str(outputs / "grpo_lora")
 
