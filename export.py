@@ -26,6 +26,7 @@ import subprocess
 import sys
 import time
 from concurrent.futures import ProcessPoolExecutor
+from pathlib import Path
 
 import data
 from data import fail, one_line
@@ -664,16 +665,10 @@ def summary_path(args) -> str:
 
 
 def make_folders(args) -> str:
-    """Make OUTPUT_DIR/export/partial, empty, and return it; mend what a killed export left."""
+    """Make OUTPUT_DIR/export/partial, empty, and return it."""
     export = os.path.join(args.output_dir, "export")
     partial = os.path.join(export, "partial")
     try:
-        os.makedirs(export, exist_ok=True)
-        for name in FORMATS:
-            aside = os.path.join(export, f"{name}.old")
-            if os.path.exists(aside) and not os.path.exists(os.path.join(export, name)):
-                os.replace(aside, os.path.join(export, name))
-            shutil.rmtree(aside, ignore_errors=True)
         shutil.rmtree(partial, ignore_errors=True)
         os.makedirs(partial)
     except OSError as error:
@@ -683,10 +678,7 @@ def make_folders(args) -> str:
 
 
 def keep(args, name: str, record: dict, started: float) -> str:
-    """Move a proven export to its place, tell export.json, and return the place.
-
-    An earlier export is moved aside first and removed last, so that one of the two is there.
-    """
+    """Move a proven export to its place, tell export.json, and return the place."""
     export = os.path.join(args.output_dir, "export")
     folder = os.path.join(export, "partial", name)
     place = os.path.join(export, name)
@@ -701,13 +693,13 @@ def keep(args, name: str, record: dict, started: float) -> str:
         "bytes": sum(files.values()),
         "seconds": round(time.time() - started, 1),
     }
-    if os.path.exists(place):
-        os.replace(place, f"{place}.old")
-    os.replace(folder, place)
     summary = read_json(summary_path(args))
     summary["formats"] = summary.get("formats", {}) | {name: record}
+    # without export.json run.sh exports again, should this process be killed before its end
+    Path(summary_path(args)).unlink(missing_ok=True)
+    shutil.rmtree(place, ignore_errors=True)
+    os.replace(folder, place)
     write(summary_path(args), json.dumps(summary, indent=1, ensure_ascii=False))
-    shutil.rmtree(f"{place}.old", ignore_errors=True)
     size = record["bytes"] / 1e6
     print(f"made: {place}, {size:,.0f} MB, {record['seconds']} s", flush=True)
     return place
