@@ -51,10 +51,11 @@ def main(args):
     if args.format != ["lora"]:
         started = time.time()
         folder = os.path.join(partial, "merged_16bit")
+        # 1 merge, Unsloth apart: it patches transformers, which the proofs shall use as it is
         if args.engine == "unsloth":
-            # apart: Unsloth patches transformers, which the proofs below shall use as it is
             what = f"Unsloth could not merge {args.adapter} into {args.model}"
             run_apart(what, merge_with_unsloth, args.model, args.revision, args.adapter, folder)
+        # 2 what base + adapter answers, and the base alone; TRL + PEFT merges after that
         model = load_base_with_adapter(args)
         references = answer_greedily(model, prompts)
         with model.disable_adapter():
@@ -64,12 +65,14 @@ def main(args):
             model.merge_and_unload().save_pretrained(folder, max_shard_size=SHARD_SIZE)
         del model  # 16 GB that the merged model needs
         tokenizer.save_pretrained(folder)  # over Unsloth's, with which AutoTokenizer loses spaces
+        # 3 compare
         check_tokenizer(folder, conversations, prompts)
         record = {
             "weights": check_weights(folder, matrices),
             "agreement_of_base": round(agreement_of_base, 4),
             "agreement": {"merged_16bit": check_answers("merged_16bit", folder, references)},
         }
+        # 4 keep
         write(f"{folder}/README.md", make_card("merged_16bit", args, arguments, results, record))
         merged = keep(args, "merged_16bit", record, started)
 
@@ -103,7 +106,8 @@ def main(args):
         texts = [data.render_prompt(tokenizer, conversation) for conversation in conversations]
         record = {"agreement": {}}
         for kind, path in files.items():
-            record["agreement"][kind], adds_bos = check_gguf(kind, path, texts, references)
+            agreement, adds_bos = check_gguf(kind, path, texts, references)
+            record["agreement"][kind] = agreement
         if "f16" not in args.quantization and "f16" in files:
             os.remove(files["f16"])  # it was only what the k-quants are made from
         first = files[args.quantization[0]]
