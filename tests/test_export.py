@@ -813,14 +813,6 @@ def test_damaged_json_is_named(copy, file, content):
     assert not (copy / "export" / "lora").exists()
 
 
-def test_export_json_of_another_program_is_named(copy):
-    (copy / "export").mkdir()
-    (copy / "export" / "export.json").write_text('{"formats": []}')
-    done = run_export("--output-dir", copy, "--format", "lora")
-    assert done.returncode == 2
-    assert last_line(done).startswith(f"error: {copy}/export/export.json cannot be read")
-
-
 def test_results_of_another_program_are_not_published(copy):
     for results in ({}, {"base": {}, "lora": {}}, {"base": [], "lora": {}, "arguments": {}}):
         (copy / "eval" / "results.json").write_text(json.dumps(results))
