@@ -580,7 +580,8 @@ def check_arguments(args):
         fail(f"no {converter}: pip install -r requirements.txt, or name its folder: --llama-cpp")
     if args.format != ["lora"] and args.engine == "unsloth" and get_device() == "cpu":
         fail("--engine unsloth needs an NVIDIA GPU; use --engine trl here")
-    read_json(summary_path(args))  # a damaged one is named now, not after the export
+    summary_file = os.path.join(args.output_dir, "export", "export.json")
+    read_json(summary_file)  # a damaged one is named now, not after the export
 
 
 def check_repository(name: str):
@@ -661,11 +662,6 @@ def check_room(args):
 # Files: written into `partial`, which ends with this process, and renamed once they are proven
 
 
-def summary_path(args) -> str:
-    """Return the path of export.json."""
-    return os.path.join(args.output_dir, "export", "export.json")
-
-
 def make_folders(args) -> str:
     """Make OUTPUT_DIR/export/partial, empty, and return it."""
     export = os.path.join(args.output_dir, "export")
@@ -695,13 +691,14 @@ def keep(args, name: str, record: dict, started: float) -> str:
         "bytes": sum(files.values()),
         "seconds": round(time.time() - started, 1),
     }
-    summary = read_json(summary_path(args))
+    summary_file = os.path.join(export, "export.json")
+    summary = read_json(summary_file)
     summary["formats"] = summary.get("formats", {}) | {name: record}
     # without export.json run.sh exports again, should this process be killed before its end
-    Path(summary_path(args)).unlink(missing_ok=True)
+    Path(summary_file).unlink(missing_ok=True)
     shutil.rmtree(place, ignore_errors=True)
     os.replace(folder, place)
-    write(summary_path(args), json.dumps(summary, indent=1, ensure_ascii=False))
+    write(summary_file, json.dumps(summary, indent=1, ensure_ascii=False))
     size = record["bytes"] / 1e6
     print(f"made: {place}, {size:,.0f} MB, {record['seconds']} s", flush=True)
     return place
