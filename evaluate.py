@@ -27,7 +27,8 @@ from pathlib import Path
 
 import data
 from data import fail, make_messages, number, one_line, render_prompt
-from train import check_adapter, get_vllm_rank, read_run, set_environment, start_swanlab
+from train import check_adapter, get_vllm_rank, make_empty_model, read_run
+from train import set_environment, start_swanlab
 
 
 def main(args):
@@ -80,17 +81,16 @@ def main(args):
     for arm in arms:
         for i, sample in enumerate(samples):
             text = render_prompt(tokenizer, make_messages(sample["prompt"], system_prompt))
-            requests.append(make_request(arm, text, args.seed + i))
+            request = make_request(arm, text, args.seed + i)
+            requests.append(request | {"sample": sample})
 
     generate = choose_generator(args)
     completions, loaded = generate(args, tokenizer, adapters, requests + singles)
     seconds = {"load": round(loaded - started, 1), "generate": round(time.time() - loaded, 1)}
-    answers = iter(completions)  # in the order of the requests
-    for arm in arms:
-        for sample in samples:
-            sample[arm] = next(answers)
-    for single in singles:
-        single.update(next(answers))
+    for request, completion in zip(requests, completions):
+        request["sample"][request["arm"]] = completion
+    for single, completion in zip(singles, completions[len(requests) :]):
+        single.update(completion)
     print_answers(singles)
 
     # get_lang and what else grades is in rewards.py
@@ -112,6 +112,8 @@ def main(args):
         "commit": run.get("commit"),
         "seconds": seconds,
     }
+    if adapters:
+        print_tutorial_result(results)
     report(samples, results, os.path.join(folder, "samples.jsonl"))
     print(f"seconds: {seconds}\nwritten: {folder}/{', '.join(results['files'].values())}")
     if args.report_to == "swanlab":
@@ -186,7 +188,7 @@ def generate_vllm(args, tokenizer, adapters: dict, requests: list) -> tuple[list
         max_loras=max(1, min(len(adapters), 8)),
         max_lora_rank=get_lora_rank(adapters),
         max_model_len=max(longest + args.max_tokens, 2048),
-        max_num_batched_tokens=4096,  # as in train.py
+        max_num_batched_tokens=4096,  # as TRL sets it for rollouts
         max_num_seqs=sequences,
         gpu_memory_utilization=args.gpu_memory_utilization,
         enable_prefix_caching=True,
@@ -345,8 +347,9 @@ def answer_prompts(args, tokenizer, adapters: dict, system_prompt: str | None):
 def print_answers(requests: list):
     """Print answered requests: arm, kind of prompt, prompt, text."""
     for request in requests:
+        cut = " (cut at --max-tokens)" if request["truncated"] else ""
         print("=" * 60)
-        print(f"{request['arm']}, {request['title']}: {request['prompt']}\n{request['text']}")
+        print(f"{request['arm']}, {request['title']}: {request['prompt']}\n{request['text']}{cut}")
 
 
 # --------------------------------------------------------------------------------------------------
@@ -544,14 +547,6 @@ def summarize_arm(cells: list[dict]) -> dict:
             "accuracy": right / len(chosen) if chosen else None,
             "accuracy_ci95": wilson(right, len(chosen)) if chosen else None,
         }
-
-    # langid's label against the graded share: good Indonesian read as Malay, or a foreign thought
-    differ = []
-    for cell in cells:
-        if (cell["language_share"] >= 0.5) != cell["indonesian_rate"]:
-            differ.append({key: cell[key] for key in ("lang", "language_share", "text")})
-    labels = sorted({cell["lang"] for cell in differ})
-    result["langid_disagrees"] = {"n": len(differ), "labels": labels, "examples": differ[:3]}
     return result
 
 
@@ -579,7 +574,10 @@ def rescore(path: str):
         fail(f"--rescore: {results_file} is not evaluate.py's: it has no target_lang")
     prefilled = old.get("think_is_prefilled", False)
     rewards.configure(tokens, old["target_lang"], think_is_prefilled=prefilled)
-    report(samples, old | summarize(samples), path)
+    results = old | summarize(samples)
+    if len(results["arms"]) > 1:
+        print_tutorial_result(results)
+    report(samples, results, path)
 
 
 def is_sample(row) -> bool:
@@ -626,8 +624,6 @@ def report(samples: list[dict], results: dict, samples_file: str):
             draw_curve(results, new / "curve.png")
         for name in files.values():
             os.replace(new / name, os.path.join(folder, name))
-    if len(results["arms"]) > 1:
-        print_tutorial_result(results)
     print_rates(results)
     print_cost(results)
     if len(results["arms"]) > 1:
@@ -652,12 +648,8 @@ def print_rates(results: dict):
             print(f"{'':23} {sentence}")
     for arm in results["arms"]:
         tokens = f"{results[arm]['mean_tokens']:.1f}"
-        share = f"language_share {results[arm]['language_share']:.2f}"
-        differ = results[arm]["langid_disagrees"]
-        line = f"{share}, which langid contradicts on {differ['n']} of {n}"
-        if differ["n"]:
-            line += f" {differ['labels']}"
-        print(f"{'mean_tokens':23} {arm:{width}} {tokens}    {line}")
+        share = f"{results[arm]['language_share']:.2f}"
+        print(f"{'mean_tokens':23} {arm:{width}} {tokens}    language_share {share}")
 
 
 def print_cost(results: dict):
@@ -764,15 +756,15 @@ def choose_pairs(samples: list[dict], lora: str, n: int = 10) -> list[tuple[str,
     """Return n rows as (kind, row), about equally many of each kind; the same ones every time.
 
     win: only the LoRA's text is in the target language and right; loss: only the base's; tie: both
-    or neither.
+    or neither; sample: of a model alone.
     """
     import random
 
-    kinds = {"win": [], "loss": [], "tie": []}
+    kinds = {"win": [], "loss": [], "tie": [], "sample": []}
     for row in samples:
         before = row["base"]["indonesian_and_correct"]
         after = row[lora]["indonesian_and_correct"]
-        kind = "tie"
+        kind = "tie" if lora != "base" else "sample"
         if before != after:
             kind = "win" if after else "loss"
         kinds[kind].append(row)
@@ -792,10 +784,14 @@ def make_pairs_page(samples: list[dict], results: dict) -> str:
     lora = results["arms"][-1]
     chosen = choose_pairs(samples, lora)
     lines = [f"# {len(chosen)} of {results['n']} samples", ""]
-    lines.append(f"base against {lora}; all texts are in {results['files']['texts']}.")
-    lines.append("A win is a text in the target language with the right answer where the base has")
-    lines.append("none, a loss the reverse. Each kind is drawn at random and shown about equally")
-    lines.append("often, however rare it is.")
+    if lora == "base":
+        model = results.get("arguments", {}).get("model", "one model")
+        lines.append(f"{model}, alone; all texts are in {results['files']['texts']}.")
+    else:
+        lines.append(f"base against {lora}; all texts are in {results['files']['texts']}.")
+        lines.append("A win is a text in the target language with the right answer where the base")
+        lines.append("has none, a loss the reverse. Each kind is drawn at random and shown about")
+        lines.append("equally often, however rare it is.")
     for i, (kind, row) in enumerate(chosen, start=1):
         lines += ["", f"## {i}. {kind}", ""]
         lines += [fence(row["prompt"]), "", f"Right answer: `{row['answer']}`"]
@@ -866,15 +862,8 @@ def check_folder(folder: str):
 
 
 def check_vocabulary(args, tokenizer):
-    """End with one line if the tokenizer has tokens that the model does not know."""
-    from transformers import AutoConfig
-
-    try:
-        config = AutoConfig.from_pretrained(
-            args.model, revision=args.revision, trust_remote_code=False
-        )
-    except Exception as error:  # transformers raises many types for a config.json that is none
-        fail(f"cannot read config.json of {args.model}: {one_line(error)}")
+    """End with one line if the tokenizer has tokens that the model lacks: CUDA would abort."""
+    config = make_empty_model(args.model, args.revision).config
     n = len(tokenizer)
     if n > config.get_text_config().vocab_size:
         fail(f"the tokenizer of {args.model} has {n} tokens, more than the model's vocabulary")
@@ -967,7 +956,7 @@ def take_from_run(parser, output_dir: str, used: dict):
             fail(f"{output_dir}/run.json is of another version of train.py: it has no {name}")
     parser.set_defaults(**{name: used[name] for name in names.split()})
     parser.set_defaults(
-        load_in_4bit=used["engine"] == "unsloth" and used["load_in_4bit"],  # stock TRL: never
+        load_in_4bit=used["engine"] == "unsloth" and used["load_in_4bit"],  # TRL + PEFT: never
         revision=used.get("revision"),
         dataset_revision=used.get("dataset_revision"),
     )

@@ -21,12 +21,12 @@ import json
 import multiprocessing
 import os
 import re
-import resource
 import shutil
 import subprocess
 import sys
 import time
 from concurrent.futures import ProcessPoolExecutor
+from pathlib import Path
 
 import data
 from data import fail, one_line
@@ -51,10 +51,11 @@ def main(args):
     if args.format != ["lora"]:
         started = time.time()
         folder = os.path.join(partial, "merged_16bit")
+        # 1 merge, Unsloth apart: it patches transformers, which the proofs shall use as it is
         if args.engine == "unsloth":
-            # apart: Unsloth patches transformers, which the proofs below shall use as it is
             what = f"Unsloth could not merge {args.adapter} into {args.model}"
             run_apart(what, merge_with_unsloth, args.model, args.revision, args.adapter, folder)
+        # 2 what base + adapter answers, and the base alone; TRL + PEFT merges after that
         model = load_base_with_adapter(args)
         references = answer_greedily(model, prompts)
         with model.disable_adapter():
@@ -64,12 +65,14 @@ def main(args):
             model.merge_and_unload().save_pretrained(folder, max_shard_size=SHARD_SIZE)
         del model  # 16 GB that the merged model needs
         tokenizer.save_pretrained(folder)  # over Unsloth's, with which AutoTokenizer loses spaces
+        # 3 compare
         check_tokenizer(folder, conversations, prompts)
         record = {
             "weights": check_weights(folder, matrices),
             "agreement_of_base": round(agreement_of_base, 4),
             "agreement": {"merged_16bit": check_answers("merged_16bit", folder, references)},
         }
+        # 4 keep
         write(f"{folder}/README.md", make_card("merged_16bit", args, arguments, results, record))
         merged = keep(args, "merged_16bit", record, started)
 
@@ -103,7 +106,8 @@ def main(args):
         texts = [data.render_prompt(tokenizer, conversation) for conversation in conversations]
         record = {"agreement": {}}
         for kind, path in files.items():
-            record["agreement"][kind], adds_bos = check_gguf(kind, path, texts, references)
+            agreement, adds_bos = check_gguf(kind, path, texts, references)
+            record["agreement"][kind] = agreement
         if "f16" not in args.quantization and "f16" in files:
             os.remove(files["f16"])  # it was only what the k-quants are made from
         first = files[args.quantization[0]]
@@ -251,18 +255,12 @@ def find_converter(args) -> str:
 
 
 def convert(converter: str, merged: str, path: str, kind: str):
-    """Run llama.cpp's converter; fail with its last words."""
+    """Run llama.cpp's converter; show its log, a line for each tensor, only where it fails."""
     command = [sys.executable, converter, merged, "--outfile", path, "--outtype", kind]
     done = subprocess.run(command, capture_output=True, text=True)
     if done.returncode:
-        words = last_words(done.stderr)
-        fail(f"{converter} failed (status {done.returncode}): {words}", status=1)
-
-
-def last_words(stderr: str) -> str:
-    """Return the error that a Python process ended with, all of its lines as one."""
-    after_last_frame = re.split(r'\n  File ".*(?:\n    .*)*', stderr)[-1]
-    return " ".join(after_last_frame.split())[-500:]
+        print(done.stderr, file=sys.stderr)
+        fail(f"{converter} failed (status {done.returncode})", status=1)
 
 
 def quantize(source: str, path: str, ftype: int):
@@ -582,9 +580,8 @@ def check_arguments(args):
         fail(f"no {converter}: pip install -r requirements.txt, or name its folder: --llama-cpp")
     if args.format != ["lora"] and args.engine == "unsloth" and get_device() == "cpu":
         fail("--engine unsloth needs an NVIDIA GPU; use --engine trl here")
-    formats = read_json(summary_path(args)).get("formats", {})
-    if not isinstance(formats, dict):
-        fail(f"{summary_path(args)} cannot be read, move it away: its formats are no JSON object")
+    summary_file = os.path.join(args.output_dir, "export", "export.json")
+    read_json(summary_file)  # a damaged one is named now, not after the export
 
 
 def check_repository(name: str):
@@ -665,22 +662,11 @@ def check_room(args):
 # Files: written into `partial`, which ends with this process, and renamed once they are proven
 
 
-def summary_path(args) -> str:
-    """Return the path of export.json."""
-    return os.path.join(args.output_dir, "export", "export.json")
-
-
 def make_folders(args) -> str:
-    """Make OUTPUT_DIR/export/partial, empty, and return it; mend what a killed export left."""
+    """Make OUTPUT_DIR/export/partial, empty, and return it."""
     export = os.path.join(args.output_dir, "export")
     partial = os.path.join(export, "partial")
     try:
-        os.makedirs(export, exist_ok=True)
-        for name in FORMATS:
-            aside = os.path.join(export, f"{name}.old")
-            if os.path.exists(aside) and not os.path.exists(os.path.join(export, name)):
-                os.replace(aside, os.path.join(export, name))
-            shutil.rmtree(aside, ignore_errors=True)
         shutil.rmtree(partial, ignore_errors=True)
         os.makedirs(partial)
     except OSError as error:
@@ -690,10 +676,7 @@ def make_folders(args) -> str:
 
 
 def keep(args, name: str, record: dict, started: float) -> str:
-    """Move a proven export to its place, tell export.json, and return the place.
-
-    An earlier export is moved aside first and removed last, so that one of the two is there.
-    """
+    """Move a proven export to its place, tell export.json, and return the place."""
     export = os.path.join(args.output_dir, "export")
     folder = os.path.join(export, "partial", name)
     place = os.path.join(export, name)
@@ -707,30 +690,18 @@ def keep(args, name: str, record: dict, started: float) -> str:
         "files": files,
         "bytes": sum(files.values()),
         "seconds": round(time.time() - started, 1),
-        **get_peak_memory(),
     }
-    if os.path.exists(place):
-        os.replace(place, f"{place}.old")
-    os.replace(folder, place)
-    summary = read_json(summary_path(args))
+    summary_file = os.path.join(export, "export.json")
+    summary = read_json(summary_file)
     summary["formats"] = summary.get("formats", {}) | {name: record}
-    write(summary_path(args), json.dumps(summary, indent=1, ensure_ascii=False))
-    shutil.rmtree(f"{place}.old", ignore_errors=True)
+    # without export.json run.sh exports again, should this process be killed before its end
+    Path(summary_file).unlink(missing_ok=True)
+    shutil.rmtree(place, ignore_errors=True)
+    os.replace(folder, place)
+    write(summary_file, json.dumps(summary, indent=1, ensure_ascii=False))
     size = record["bytes"] / 1e6
     print(f"made: {place}, {size:,.0f} MB, {record['seconds']} s", flush=True)
     return place
-
-
-def get_peak_memory() -> dict:
-    """Return the largest memory so far, in GiB, of this process or a child, and of the GPU."""
-    import torch
-
-    own = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    child = resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss
-    gpu = None
-    if torch.cuda.is_available():
-        gpu = round(torch.cuda.max_memory_reserved() / 2**30, 2)
-    return {"peak_ram_gib": round(max(own, child) / 2**20, 2), "peak_gpu_gib": gpu}
 
 
 # --------------------------------------------------------------------------------------------------
@@ -746,10 +717,11 @@ FORMATS = {
 
 
 def public_name(value: str) -> str:
-    """Return a hub name as it is, and of a local path only the last part."""
-    if os.path.isabs(value) or os.path.exists(value):
-        return os.path.basename(os.path.normpath(value))
-    return value
+    """Return a hub name as it is, and of a local path, there or not, only the last part."""
+    is_file = value.endswith((".json", ".jsonl", ".parquet"))
+    if re.fullmatch(r"\w[\w.-]*/[\w.-]+", value) and not is_file and not os.path.exists(value):
+        return value
+    return os.path.basename(os.path.normpath(value))
 
 
 def make_card(name: str, args, arguments: dict, results: dict, record: dict) -> str:
@@ -759,7 +731,7 @@ def make_card(name: str, args, arguments: dict, results: dict, record: dict) -> 
     """
     public = {}
     for key, value in (arguments | {"model": args.model, "revision": args.revision}).items():
-        if isinstance(value, str) and key != "system_prompt":
+        if isinstance(value, str) and key not in ("system_prompt", "revision", "dataset_revision"):
             value = public_name(value)
         if value is not None and key != "output_dir":
             public[key] = value

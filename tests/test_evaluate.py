@@ -407,13 +407,6 @@ def test_the_last_arm_is_compared_with_the_base(graded):
     assert results["mcnemar_p"] == changes["indonesian_rate"]["mcnemar_p"]
 
 
-def test_langid_against_the_share(graded, monkeypatch):
-    monkeypatch.setattr(rewards, "language_share", lambda thought, problem: 0.5)
-    differ = evaluate.summarize(make_samples())["base"]["langid_disagrees"]
-    assert differ["n"] == 4 and differ["labels"] == ["en"] and len(differ["examples"]) == 3
-    assert differ["examples"][0]["lang"] == "en"
-
-
 def test_golds_without_a_number_are_counted(graded):
     samples = make_samples()
     samples[0]["answer"] = "x + 1"
@@ -435,6 +428,7 @@ def reported(tmp_path_factory):
     results = evaluate.summarize(samples) | {"steps": {"checkpoint-5": 5, "grpo_lora": 9}}
     printed = io.StringIO()
     with contextlib.redirect_stdout(printed):
+        evaluate.print_tutorial_result(results)
         evaluate.report(samples, results, str(folder / "samples.jsonl"))
     return folder, printed.getvalue()
 
@@ -482,6 +476,7 @@ def test_pictures_show_the_numbers(graded, tmp_path, monkeypatch):
         "accuracy                grpo_lora     16.7 %  (95 % CI 3.0 to 56.4)",
         "                        no difference shown at n = 6 (p = 0.25); "
         "about 15 per arm are needed for 50 points",
+        "mean_tokens             base         11.0    language_share 0.33",
         "base         Bahasa Indonesia         1      1   50.0 % right (95 % CI 9.5 to 90.5)",
         "base         another language         3      1   75.0 % right (95 % CI 30.1 to 95.4)",
         "grpo_lora    another language         0      0",
@@ -1070,6 +1065,13 @@ def test_ask_something(world):
     assert sorted(path.name for path in (world / "outputs").iterdir()) == before
 
 
+def test_a_cut_answer_says_so(capsys):
+    request = evaluate.make_request("base", "p", 1, "no template") | {"text": "a", "tokens": 1}
+    evaluate.print_answers([request | {"truncated": True}, request | {"truncated": False}])
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[2] == "a (cut at --max-tokens)" and lines[5] == "a"
+
+
 def test_one_model_alone_without_a_pad_token(world, tmp_path):
     shutil.copytree(world / "model", tmp_path / "model")
     path = tmp_path / "model" / "tokenizer_config.json"
@@ -1086,6 +1088,9 @@ def test_one_model_alone_without_a_pad_token(world, tmp_path):
     assert [single["arm"] for single in results["single_prompts"]] == ["base"] * 3
     assert list(samples[0]) == ["prompt", "answer", "base"]
     assert "使用LoRA" not in done.stdout and "verdict" not in done.stdout
+    page = (tmp_path / "new" / "eval-alone" / "samples.md").read_text()
+    assert f"\n{tmp_path}/model, alone; all texts are in samples.jsonl.\n" in page
+    assert "## 4. sample\n" in page and "base against" not in page and "A win" not in page
 
 
 # --------------------------------------------------------------------------------------------------
@@ -1100,6 +1105,7 @@ def test_rescore_gives_identical_numbers(evaluated, tmp_path):
     done = run_script("evaluate.py", "--rescore", tmp_path / "eval" / "samples.jsonl")
     assert done.returncode == 0, done.stderr[-2000:]
     assert json.loads(results_file.read_text()) == before
+    assert "使用LoRA" in done.stdout
 
 
 def test_rescore_of_old_files_gives_the_new_numbers(tmp_path):
@@ -1349,7 +1355,7 @@ BAD_INPUT = [
     (["--adapter", "{world}/outputs/checkpoint-2", "{world}/more/x"], "a curve needs checkpoint-N"),
     (["--model", "{world}/wide"], "was trained on"),
     (["--model", "{world}/small/model"], "more than the model's vocabulary"),
-    (["--model", "{world}/strange"], "config.json"),
+    (["--model", "{world}/strange", "--adapter", "none"], "cannot load {world}/strange: "),
     (["--split", "held-out", "--eval-fraction", "0.3"], "does not show that train.py left"),
     (["--split", "held-out", "--eval-fraction", "0"], "does not show that train.py left"),
 ]
@@ -1386,7 +1392,7 @@ def test_bad_input_gets_one_line(spoilt, tmp_path, flags, message):
     done = run_script("evaluate.py", "--output-dir", outputs, *flags)
     assert done.returncode == 2 and "Traceback" not in done.stderr, done.stderr[-2000:]
     last = done.stderr.strip().splitlines()[-1]
-    assert last.startswith("error: ") and message in last
+    assert last.startswith("error: ") and message.replace("{world}", str(spoilt)) in last
     assert sorted(outputs.rglob("*")) == before
 
 
