@@ -918,23 +918,24 @@ def make_watch(args, trainer, started):
 
         def on_log(self, training_args, state, control, logs, **kwargs):
             check_finite(logs, state.global_step)
+            before = self.stuck
+            self.stuck = find_stuck(state.log_history, args.stop_if_stuck or 10)
+            if self.stuck and args.stop_if_stuck:
+                control.should_training_stop = True  # every process: they log the same values
             if not is_main_process():
                 return
             rows = [json.dumps(row) + "\n" for row in state.log_history]
             write(os.path.join(args.output_dir, "metrics.jsonl"), "".join(rows))
             if "reward" in logs:
                 print(describe_step(logs, state), flush=True)
-                if args.rewards != "tutorial" and state.global_step % 10 == 1:
+                steps = sum("reward" in row for row in state.log_history)
+                if args.rewards != "tutorial" and steps % 10 == 1:
                     texts = trainer._logs  # the tutorial's check_numbers prints its own
                     print(texts["prompt"][-1], texts["completion"][-1], "", sep="\n----\n")
                 if args.report_to == "swanlab":
                     log_what_matters(trainer, logs, state.global_step)
-            cause = find_stuck(state.log_history, args.stop_if_stuck or 10)
-            if cause and cause != self.stuck:
-                print(f"warning: {cause}")
-            self.stuck = cause
-            if cause and args.stop_if_stuck:
-                control.should_training_stop = True
+            if self.stuck and self.stuck != before:
+                print(f"warning: {self.stuck}")
 
     watch = Watch()
     trainer.remove_callback(PrinterCallback)
@@ -998,8 +999,9 @@ def describe_step(logs, state) -> str:
     minutes = seconds * (state.max_steps - state.global_step) / 60
     return (
         f"{state.global_step}/{state.max_steps}  reward {logs['reward']:.2f}  "
-        f"{language} {logs['rewards/indonesian_rate/mean']:.2f}  "
-        f"right {logs['rewards/accuracy/mean']:.2f}  cut {logs['completions/clipped_ratio']:.2f}  "
+        f"{language} {logs.get('rewards/indonesian_rate/mean', math.nan):.2f}  "
+        f"right {logs.get('rewards/accuracy/mean', math.nan):.2f}  "  # nan: a fork's measures
+        f"cut {logs['completions/clipped_ratio']:.2f}  "
         f"{logs['completions/mean_length']:.0f} tokens  {seconds:.1f} s  ETA {minutes:.0f} min"
     )
 
@@ -1016,9 +1018,7 @@ def log_what_matters(trainer, logs, step):
     keys += ["completions/mean_length", "completions/clipped_ratio"]
     parts = [key for key in logs if key.startswith("rewards/") and key.endswith("/mean")]
     keys += [key for key in parts if key not in keys]
-    first = {}
-    for key in keys:
-        first[f"train/{key}"] = logs.pop(key)
+    first = {f"train/{key}": logs.pop(key) for key in keys if key in logs}
     swanlab.log(first, step=step)
 
     texts = [swanlab.Text(trainer._logs["prompt"][-1], caption="prompt")]
