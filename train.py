@@ -410,20 +410,24 @@ def check_adapter_fits(folder, config, tensors, model, revision):
                 f"{model}: {key} has shape {here.get(key)}, {there.get(key)} there (None: missing)"
             )
     run = read_run(os.path.dirname(os.path.normpath(folder)))
-    if run.get("base_fingerprint") not in (None, fingerprint(model, revision)):
+    fingerprints = [run.get("base_fingerprint"), fingerprint(model, revision)]
+    if None not in fingerprints and fingerprints[0] != fingerprints[1]:
         fail(
             f"adapter {folder} was trained on another model than {model}: its run.json names "
             f"{run['arguments']['model']}, and the weights differ"
         )
 
 
-def fingerprint(model: str, revision: str | None = None) -> str:
-    """Return a hash of the sizes and ends of a model's weight files: tells models apart."""
+def fingerprint(model: str, revision: str | None = None) -> str | None:
+    """Return a hash of the sizes and ends of a model's weight files; None if not downloaded yet."""
     from transformers.utils import cached_file
 
     folder = os.path.dirname(cached_file(model, "config.json", revision=revision))
+    paths = sorted(glob.glob(os.path.join(glob.escape(folder), "*.safetensors")))
+    if not paths:
+        return None
     digest = hashlib.sha256()
-    for path in sorted(glob.glob(os.path.join(glob.escape(folder), "*.safetensors"))):
+    for path in paths:
         digest.update(str(os.path.getsize(path)).encode())
         with open(path, "rb") as file:
             digest.update(file.read(2**20))

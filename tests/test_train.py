@@ -462,6 +462,8 @@ def test_bases_are_told_apart_by_content(trained, tiny, tmp_path, capsys):
     with pytest.raises(SystemExit):
         train.check_adapter(trained / "grpo_lora", str(tmp_path / "model"))
     assert "was trained on another model" in capsys.readouterr().err
+    path.unlink()  # as in the hub's cache before the first download
+    train.check_adapter(trained / "grpo_lora", str(tmp_path / "model"))
 
 
 # --- rollouts from the adapter --------------------------------------------------------------------
