@@ -168,22 +168,13 @@ def main(args):
 
 
 def load_with_trl(args):
-    """Return (model, tokenizer, peft_config) for stock TRL + PEFT: the same LoRA, also on a CPU."""
-    import torch
+    """Return (model, tokenizer, peft_config) for TRL + PEFT: the same LoRA, also on a CPU."""
     from peft import LoraConfig
-    from transformers import AutoModelForCausalLM, set_seed
+    from transformers import set_seed
 
     set_seed(args.seed)
-    gpu = torch.cuda.is_available()
     tokenizer = data.load_tokenizer(args.model, args.revision)
-    model = AutoModelForCausalLM.from_pretrained(
-        args.model,
-        revision=args.revision,
-        dtype=torch.bfloat16 if gpu else torch.float32,
-        device_map=int(os.environ.get("LOCAL_RANK", 0)) if gpu else None,  # straight to its GPU
-        use_safetensors=True,
-        trust_remote_code=False,
-    )
+    model = load_model(args.model, args.revision)
     peft_config = LoraConfig(
         r=args.lora_rank,
         lora_alpha=args.lora_alpha,
@@ -191,6 +182,31 @@ def load_with_trl(args):
         task_type="CAUSAL_LM",
     )
     return model, tokenizer, peft_config
+
+
+def load_model(name: str, revision: str | None = None, dtype: str | None = None, **options):
+    """Return a model, on this process's GPU where there is one; fail where it is not complete."""
+    import torch
+    from transformers import AutoModelForCausalLM
+
+    gpu = torch.cuda.is_available()
+    try:
+        model, info = AutoModelForCausalLM.from_pretrained(
+            name,
+            revision=revision,
+            dtype=dtype or ("bfloat16" if gpu else "float32"),
+            device_map=int(os.environ.get("LOCAL_RANK", 0)) if gpu else None,
+            use_safetensors=True,
+            trust_remote_code=False,
+            output_loading_info=True,
+            **options,
+        )
+    except Exception as error:  # transformers, safetensors and torch raise a dozen types here
+        fail(f"cannot load {name}: {one_line(error)}")
+    missing = sorted(info["missing_keys"])
+    if missing:  # transformers fills them with random numbers
+        fail(f"{name} lacks {len(missing)} weights that its config.json asks for, as {missing[0]}")
+    return model
 
 
 def set_environment():
@@ -279,8 +295,6 @@ def check_model(args):
 
     model = make_empty_model(args.model, args.revision)
     args.model_commit = model.config._commit_hash
-    if os.path.isdir(args.model):
-        check_weights(args.model, model)
     linear = {name.split(".")[-1] for name, m in model.named_modules() if isinstance(m, Linear)}
     for name in args.target_modules:
         if name not in linear:
@@ -299,22 +313,6 @@ def make_empty_model(name: str, revision: str | None = None):
             return AutoModelForCausalLM.from_config(config, trust_remote_code=False)
     except Exception as error:  # transformers raises whatever a wrong config.json leads to
         fail(f"cannot load {name}: {one_line(error)}")
-
-
-def check_weights(folder, model):
-    """End with one line unless a folder's safetensors hold every weight: others would be random."""
-    from safetensors import SafetensorError, safe_open
-
-    names = set()
-    try:
-        for path in glob.glob(os.path.join(glob.escape(folder), "*.safetensors")):
-            with safe_open(path, framework="pt") as file:
-                names.update(file.keys())
-    except (SafetensorError, OSError) as error:
-        fail(f"cannot load {folder}: {one_line(error)}")
-    missing = sorted({name for name, _ in model.named_parameters()} - names)
-    if not names or (missing and not hasattr(model.config, "quantization_config")):
-        fail(f"cannot load {folder}: its .safetensors lack {', '.join(missing[:3]) or 'weights'}")
 
 
 def check_sizes(args, tokenizer, dataset, held_out, max_prompt_length):

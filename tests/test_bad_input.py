@@ -161,8 +161,8 @@ def damage_model(tiny, folder, change):
     [
         ("config is a list", "cannot load"),
         ("no config", "cannot load"),
-        ("a layer more", "lack model.layers.3."),
-        ("no weights", "lack "),
+        ("a layer more", "weights that its config.json asks for, as model.layers.3."),
+        ("no weights", "cannot load"),
         ("weights cut off", "cannot load"),
         ("no tokenizer", "cannot load the tokenizer"),
         ("tokenizer is a list", "cannot load the tokenizer"),
