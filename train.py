@@ -159,8 +159,9 @@ def main(args):
         model.save_lora(adapter)
     else:
         trainer.model.save_pretrained(adapter)
+    if not (watch.stuck and args.stop_if_stuck):
+        check_adapter(adapter)
     finish_run(args, trainer, watch, started)
-    check_adapter(adapter)
 
 
 # --------------------------------------------------------------------------------------------------

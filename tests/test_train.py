@@ -214,6 +214,15 @@ def test_stop_if_stuck_ends_all_processes_and_names_the_cause(tiny, tmp_path):
     assert read_run(tmp_path)["state"] == "stuck"
 
 
+def test_an_adapter_that_is_not_trained_is_no_finished_run(tiny, tmp_path):
+    """The one step is warm-up, at a rate of 0; --resume then said that the run is finished."""
+    arguments = train_arguments(tiny, tmp_path, max_steps=1, report_to="none")
+    for flags in ([], ["--resume"]):
+        done = run_script("train.py", *arguments, *flags, OMP_NUM_THREADS="1")
+        assert done.returncode == 1 and "grpo_lora is not trained" in done.stderr
+        assert read_run(tmp_path)["state"] == "running"
+
+
 def test_a_tokenizer_without_reasoning_tokens_in_two_processes(tiny, tmp_path):
     shutil.copytree(tiny / "model", tmp_path / "model")
     for name in ("tokenizer.json", "tokenizer_config.json"):
