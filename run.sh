@@ -106,9 +106,15 @@ on_all_gpus() {    # a process for each GPU; the recipe divides the completions 
     if [ "$gpus" = 1 ]; then
         "$python" "$@"
     else
-        "$python" -m torch.distributed.run --standalone --nproc-per-node "$gpus" "$@"
+        "$python" -c "$torchrun" --standalone --nproc-per-node "$gpus" "$@"
     fi
 }
+# A signal saves after the step, which may take minutes: torchrun would kill its processes after
+# 30 s. From torch 2.12 on, TORCH_ELASTIC_SHUTDOWN_TIMEOUT=600 says so; 2.11 has only the default.
+torchrun='from torch.distributed import run
+from torch.distributed.elastic.multiprocessing.api import PContext
+PContext.close.__defaults__ = (None, 600)
+run.main()'
 
 say_next() {    # say_next OUTPUT_DIR QUESTION
     printf '\nDone. Next:\n'
