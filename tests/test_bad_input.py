@@ -248,6 +248,8 @@ def test_a_full_disk_is_one_line(tmp_path, capsys, monkeypatch):
     by_torch = RuntimeError("[enforce fail at inline_container.cc:672] . unexpected pos 2 vs 1")
     assert explain(by_torch, 1e6).startswith("error: cannot write to ")
     assert "RuntimeError" in explain(by_torch, 1e12) and "ValueError" in explain(ValueError(), 1e6)
+    # another file's, for instance: its traceback says where
+    assert "PermissionError" in explain(PermissionError(13, "Permission denied", "x"), 1e6)
 
 
 def test_nothing_is_left_of_a_file_that_could_not_be_written(tmp_path):
