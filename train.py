@@ -265,6 +265,8 @@ def check_hardware(args):
     """End with one line where the engine, or the number of GPUs, is not what this machine has."""
     import torch
 
+    if args.engine == "unsloth" and int(os.environ.get("WORLD_SIZE", 1)) > 1:
+        fail("--engine unsloth trains in one process; several need --engine trl")
     if args.engine == "unsloth" and not torch.cuda.is_available():
         fail("--engine unsloth needs an NVIDIA GPU; use --engine trl here")
     n = torch.cuda.device_count()
@@ -276,7 +278,9 @@ def check_hardware(args):
 
 
 def check_names(args):
-    """Refuse rewards, weights and system prompts that rewards.py and data.py do not have."""
+    """Refuse rewards, weights, prompts and languages that our files or langid do not have."""
+    import langid
+
     import rewards
 
     if args.rewards not in rewards.REWARDS:
@@ -285,6 +289,8 @@ def check_names(args):
     if args.reward_weights and len(args.reward_weights) != len(names):
         fail(f"--reward-weights needs {len(names)} values: {', '.join(names)}")
     data.make_system_prompt(args.system_prompt, args.target_lang, ("", ""))
+    if args.target_lang not in dict(langid.rank("")):  # all that it knows
+        fail(f"--target-lang {args.target_lang}: langid does not know it, so no reward could")
 
 
 def check_model(args):
@@ -339,10 +345,10 @@ def check_sizes(args, tokenizer, dataset, held_out, max_prompt_length):
         )
     import rewards
 
-    if args.rewards == "improved":
+    if rewards.answer_reward in rewards.REWARDS[args.rewards]:
         unusable = sum(rewards.is_correct("", answer) is None for answer in dataset["answer"])
         if unusable == len(dataset):
-            fail("no answer of the data is a number: --rewards improved has nothing to compare")
+            fail(f"no answer of the data is a number: --rewards {args.rewards} compares numbers")
         if unusable and is_main_process():
             print(f"warning: {unusable} of {len(dataset)} answers are no numbers: not rewarded")
 

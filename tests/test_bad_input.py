@@ -15,6 +15,7 @@ from conftest import run_script, train_arguments
 
 import data
 import evaluate
+import rewards
 import train
 
 NUMBERS = {  # flag: values that are none
@@ -233,6 +234,45 @@ def test_answers_of_which_none_is_a_number(tiny, tmp_path):
     path = write_rows(tmp_path / "rows.jsonl", rows)
     arguments = train_arguments(tiny, tmp_path / "outputs", dataset=path, rewards="improved")
     expect_one_line(arguments, "no answer of the data is a number", tmp_path)
+
+
+def test_the_answers_of_a_fork_that_pays_for_right_ones_are_checked_too(tiny, monkeypatch, capsys):
+    from datasets import Dataset
+
+    monkeypatch.setitem(rewards.REWARDS, "mine", {rewards.answer_reward: 1.0})
+    args = SimpleNamespace(
+        rewards="mine",
+        reasoning_tokens=("<think>", "</think>"),
+        max_seq_length=64,
+        num_generations=4,
+        per_device_train_batch_size=4,
+        gradient_accumulation_steps=1,
+    )
+    tokenizer = data.load_tokenizer(str(tiny / "model"))
+    with pytest.raises(SystemExit):
+        train.check_sizes(args, tokenizer, Dataset.from_dict({"answer": ["many"]}), None, 10)
+    assert "no answer of the data is a number: --rewards mine" in capsys.readouterr().err
+
+
+def test_a_language_that_langid_does_not_know(monkeypatch, capsys):
+    """It was a traceback of the first reward, after vLLM had started."""
+    monkeypatch.setitem(data.LANGUAGES, "yue", ("粤语", "Cantonese"))
+    args = SimpleNamespace(rewards="improved", reward_weights=None, system_prompt="en")
+    args.target_lang = "yue"
+    with pytest.raises(SystemExit) as stopped:
+        train.check_names(args)
+    error = capsys.readouterr().err
+    assert stopped.value.code == 2 and error.startswith("error: --target-lang yue: langid does not")
+    for args.target_lang in data.LANGUAGES.keys() - {"yue"}:
+        train.check_names(args)
+
+
+def test_unsloth_in_several_processes(monkeypatch, capsys):
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    with pytest.raises(SystemExit) as stopped:
+        train.check_hardware(SimpleNamespace(engine="unsloth"))
+    error = capsys.readouterr().err
+    assert stopped.value.code == 2 and "--engine unsloth trains in one process" in error
 
 
 def test_a_full_disk_is_one_line(tmp_path, capsys, monkeypatch):
