@@ -128,10 +128,6 @@ def main(args):
         vllm_gpu_memory_utilization=args.gpu_memory_utilization,
         vllm_max_model_length=max(args.max_seq_length, 2048),  # vLLM 0.23's warm-up needs it
         vllm_importance_sampling_correction=False,  # came later; costs a forward pass a step
-        per_device_eval_batch_size=args.num_generations,
-        num_generations_eval=1,
-        eval_strategy="steps" if args.eval_steps else "no",
-        eval_steps=args.eval_steps or None,
         disable_tqdm=True,  # one line a step instead: make_watch
         log_completions=True,  # all of them, to completions/*.parquet
         dataloader_pin_memory=gpu,
@@ -145,7 +141,6 @@ def main(args):
         reward_funcs=[check_values(function) for function in reward_funcs],
         args=training_args,
         train_dataset=dataset,
-        eval_dataset=held_out,
         peft_config=peft_config,
     )
     watch = before_training(args, trainer, tokenizer, dataset, held_out, max_prompt_length, started)
@@ -240,8 +235,6 @@ def check_arguments(args):
             f"--num-generations {args.num_generations} must divide {completions}: "
             "--per-device-train-batch-size * --gradient-accumulation-steps * processes"
         )
-    if args.eval_steps and not args.eval_fraction:
-        fail("--eval-steps needs --eval-fraction")
     if args.report_to != "none" and not importlib.util.find_spec(args.report_to):
         fail(f"--report-to {args.report_to}: pip install it, or use run.sh's environment")
     data.check_reasoning_tokens(args)
@@ -555,7 +548,7 @@ def log_rollout_difference(trainer):
 # What a resumed run may change; everything else is part of what the run is
 MAY_CHANGE = """
     resume output_dir max_steps num_train_epochs stop_if_stuck min_held_out
-    logging_steps save_steps save_total_limit eval_steps report_to swanlab_mode
+    logging_steps save_steps save_total_limit report_to swanlab_mode
     gpu_memory_utilization fast_inference use_gradient_checkpointing
 """.split()
 
@@ -1158,7 +1151,6 @@ def parse_arguments():
     add("--logging-steps", type=count, default=1, help="steps between lines of metrics.jsonl")
     add("--save-steps", type=count, default=20, help="steps between checkpoints (tutorial: 100)")
     add("--save-total-limit", type=count, default=2, help="checkpoints to keep, the newest")
-    add("--eval-steps", type=count_or_0, default=0, help="steps between held-out rewards; 0: never")
     add("--min-held-out", type=count_or_0, default=0, help="end at once if fewer are held out")
     trackers = ["swanlab", "wandb", "tensorboard", "none"]
     add("--report-to", choices=trackers, default="swanlab", help="where curves are drawn")

@@ -40,7 +40,6 @@ NUMBERS = {  # flag: values that are none
     "--logging-steps": ["0", "-1"],
     "--save-steps": ["0", "-1"],
     "--save-total-limit": ["0", "-1"],
-    "--eval-steps": ["-1", "0.5"],
     "--min-held-out": ["-1", "x"],
     "--max-prompt-quantile": ["0", "1.1", "nan"],
     "--eval-fraction": ["-0.1", "1", "2", "nan"],
@@ -71,7 +70,6 @@ OTHERS = [
     ["--resum"],
     ["--nonsense"],
     ["stray"],
-    ["--eval-steps", "5"],
     ["--num-generations", "3", "--per-device-train-batch-size", "4"],
 ]
 CASES = [[flag, value] for flag, values in NUMBERS.items() for value in values] + OTHERS

@@ -126,8 +126,6 @@ def test_the_settings_that_reach_trl(trained):
         "vllm_gpu_memory_utilization": 0.7,
         "vllm_max_model_length": 2048,
         "vllm_importance_sampling_correction": False,
-        "per_device_eval_batch_size": 4,
-        "num_generations_eval": 1,
         "eval_strategy": "no",
     }
     assert {name: getattr(settings, name) for name in expected} == expected
@@ -158,7 +156,6 @@ def test_a_batch_of_one_becomes_a_group_only_where_it_must(accumulation, complet
         gradient_accumulation_steps=accumulation,
         per_device_train_batch_size=1,
         num_generations=4,
-        eval_steps=0,
         report_to="none",
         reasoning_tokens=None,
     )
