@@ -20,7 +20,9 @@ import shutil
 import sys
 import threading
 
-# --target-lang: name in Chinese and in English. A new language is one line, if langid knows it.
+# --target-lang: name in Chinese and in English. A new language must be one of langid's. Words are
+# found between spaces: a script with combining marks (Hindi) breaks into pieces, see find_words in
+# rewards.py, which also has FAMILIES (what langid confuses) and LABEL (the word for "answer").
 LANGUAGES = {
     "id": ("印尼语", "Bahasa Indonesia"),
     "ms": ("马来语", "Malay"),

@@ -43,7 +43,7 @@ tutorial() {    # 14 s a step on an H100, 44 s in the tutorial's own log (A100)
         "$python" export.py --output-dir outputs --format merged_16bit
 }
 
-fast() {    # stock TRL was measured faster than Unsloth in 16-bit (tests/gpu/RESULTS.md)
+fast() {    # TRL + PEFT was measured faster than Unsloth in 16-bit (tests/gpu/RESULTS.md)
     # learning rate: 5e-6 * sqrt(32), for 32 times the completions a step (arXiv 2205.10287)
     on_all_gpus train.py --output-dir outputs-fast --resume --engine trl \
         --num-generations 16 --per-device-train-batch-size 8 \

@@ -10,7 +10,7 @@ from the tutorial's text in this (tests/DEVIATIONS.md says why):
 
     python train.py                                          # the tutorial, one 80 GB GPU
     python train.py --resume                                 # go on with the run in outputs/
-    python train.py --engine trl --model ./tiny --dataset sums.jsonl   # stock TRL: also on a CPU
+    python train.py --engine trl --model ./tiny --dataset sums.jsonl   # TRL + PEFT: also on a CPU
 """
 
 import argparse
@@ -42,6 +42,7 @@ CHECKPOINTING = {"unsloth": "unsloth", "true": True, "false": False}
 def main(args):
     started = time.time()
     set_environment()
+    # refuses what cannot work, takes output_dir; args.checkpoint is where to go on from
     begin_run(args)
 
     # 模型加载, LoRA配置
@@ -72,6 +73,7 @@ def main(args):
 
     # GRPO对话模板, 数据准备: data.py has these cells
     args.reasoning_tokens = args.reasoning_tokens or data.get_reasoning_tokens(tokenizer)
+    # load_dataset, map, and 获取前90%的提示长度, which the tutorial has after the rewards
     dataset, held_out, maximum_length = data.load_math_dataset(args, tokenizer)
 
     # 奖励函数: rewards.py has these cells
@@ -213,7 +215,7 @@ def set_environment():
     os.environ.setdefault("UNSLOTH_VLLM_NO_FLASHINFER", "1")
     os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
     os.environ.setdefault("VLLM_NO_USAGE_STATS", "1")
-    # warns that a package for 4-bit models on a CPU is missing; there are none here
+    # warns, on a CPU with AVX512-BF16, that a package for 4-bit models on a CPU is missing
     logging.getLogger("bitsandbytes.backends.cpu.ops").setLevel(logging.ERROR)
 
 
@@ -438,7 +440,11 @@ def fingerprint(model: str, revision: str | None = None) -> str | None:
 # Rollouts come from the adapter itself. TRL 1.14 merges it into the bfloat16 weights for vLLM and
 # takes it off again: small updates are rounded away, and the base drifts (trl#6688). So vLLM gets
 # the adapter instead, as a LoRA request with a new name at every update: vLLM keys its prefix cache
-# by that name.
+# by that name. TRL's internals replaced or read here and in make_watch; guards in test_train.py:
+#   vllm_generation.LLM: test_trl_can_start_vllm_with_adapters
+#   VLLMGeneration's methods, settings, llm: test_the_stand_in_engine_has_the_real_signature
+#   _compute_loss, _get_per_token_...: test_trl_still_has_what_log_rollout_difference_replaces
+#   _metrics, _logs, create_model_card: test_two_steps_train_the_adapter_and_write_everything
 
 
 def let_vllm_take_adapters(rank: int):

@@ -536,7 +536,7 @@ def test_the_stand_in_engine_has_the_real_signature():
     source = inspect.getsource(VLLMGeneration.generate)
     assert "return prompt_ids, completion_ids, logprobs, logprob_token_ids" in source
     init = inspect.signature(VLLMGeneration.__init__).parameters
-    assert {"temperature", "max_completion_length"} <= set(init)
+    assert {"temperature", "max_completion_length", "generation_kwargs"} <= set(init)
     assert "self.llm = LLM(" in inspect.getsource(VLLMGeneration._init_vllm)
     assert "self.llm.generate(" in source  # what send_adapters_to_vllm replaces
 
