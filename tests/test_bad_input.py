@@ -174,6 +174,19 @@ def test_models(tiny, tmp_path, change, message):
     expect_one_line(train_arguments(tiny, tmp_path / "outputs", model=model), message, tmp_path)
 
 
+def test_a_folder_whose_weights_have_other_names_than_the_model(tmp_path):
+    """transformers 5 fuses a mixture's experts on loading: names in the file tell nothing."""
+    from transformers import Qwen3MoeConfig, Qwen3MoeForCausalLM
+
+    sizes = {"hidden_size": 16, "intermediate_size": 16, "moe_intermediate_size": 8, "head_dim": 8}
+    sizes |= {"num_hidden_layers": 1, "num_attention_heads": 2, "num_key_value_heads": 1}
+    config = Qwen3MoeConfig(vocab_size=32, num_experts=4, num_experts_per_tok=2, **sizes)
+    Qwen3MoeForCausalLM(config).save_pretrained(tmp_path)
+    args = SimpleNamespace(model=str(tmp_path), revision=None, target_modules=["q_proj"])
+    train.check_model(args)
+    train.load_model(args.model)
+
+
 def expect_one_line(arguments, message, tmp_path):
     done = run_script("train.py", *arguments, OMP_NUM_THREADS="1")
     last = done.stderr.strip().splitlines()[-1]

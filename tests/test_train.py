@@ -329,6 +329,7 @@ def make_watch(tmp_path):
 
 
 ROW = {"reward": 1.0, "completions/clipped_ratio": 0.0, "completions/mean_length": 9.0}
+ROW |= {"rewards/indonesian_rate/mean": 0.5, "rewards/accuracy/mean": 0.5}
 
 
 def test_every_tenth_logged_step_shows_a_text(tmp_path, capsys):
