@@ -20,7 +20,9 @@ import shutil
 import sys
 import threading
 
-# --target-lang: name in Chinese and in English. A new language is one line, if langid knows it.
+# --target-lang: name in Chinese and in English. A new language must be one of langid's. Words are
+# found between spaces: a script with combining marks (Hindi) breaks into pieces, see find_words in
+# rewards.py, which also has FAMILIES (what langid confuses) and LABEL (the word for "answer").
 LANGUAGES = {
     "id": ("印尼语", "Bahasa Indonesia"),
     "ms": ("马来语", "Malay"),
@@ -406,7 +408,7 @@ def one_line(error: BaseException) -> str:
 
 
 def explain_full_disk(folder: str, kind, error, trace):
-    """Python's last word on an exception: one line where `folder` could not be written.
+    """Python's last word on an exception: one line where the disk of `folder` is full.
 
     A script makes it its sys.excepthook, by functools.partial with its output folder. torch only
     says "unexpected pos" on a full disk: then the space that is left tells.
@@ -415,8 +417,8 @@ def explain_full_disk(folder: str, kind, error, trace):
         folder = os.path.dirname(os.path.abspath(folder))
     free = shutil.disk_usage(folder).free / 1e6
     text = one_line(error).lower()
-    words = ("no space left", "disk quota", "read-only file system", "permission denied")
-    if any(word in text for word in words) or ("unexpected pos" in text and free < 100):
+    is_full = "no space left" in text or "disk quota" in text
+    if is_full or ("unexpected pos" in text and free < 100):
         message = f"error: cannot write to {folder} ({free:.0f} MB are free): {one_line(error)}"
         print(message, file=sys.stderr, flush=True)
     else:

@@ -27,7 +27,7 @@ from pathlib import Path
 
 import data
 from data import fail, make_messages, number, one_line, render_prompt
-from train import check_adapter, get_vllm_rank, make_empty_model, read_run
+from train import check_adapter, get_vllm_rank, load_model, make_empty_model, read_run
 from train import set_environment, start_swanlab
 
 
@@ -228,20 +228,8 @@ def generate_transformers(args, tokenizer, adapters: dict, requests: list) -> tu
     """Do the same with transformers and PEFT, also on a CPU; a batch has one arm and one seed."""
     import torch
     from tqdm import tqdm
-    from transformers import AutoModelForCausalLM
 
-    gpu = torch.cuda.is_available()
-    try:
-        model = AutoModelForCausalLM.from_pretrained(
-            args.model,
-            revision=args.revision,
-            dtype=torch.bfloat16 if gpu else torch.float32,
-            use_safetensors=True,
-            trust_remote_code=False,
-        )
-    except (OSError, ValueError) as error:
-        fail(f"cannot load {args.model}: {one_line(error)}")
-    model = model.to("cuda" if gpu else "cpu")
+    model = load_model(args.model, args.revision)
     if adapters:
         from peft import PeftModel
 

@@ -30,7 +30,7 @@ from pathlib import Path
 
 import data
 from data import fail, one_line
-from train import check_adapter, get_vllm_rank, make_empty_model, read_run
+from train import check_adapter, get_vllm_rank, load_model, make_empty_model, read_run
 from train import set_environment, write
 
 
@@ -157,32 +157,8 @@ def load_base_with_adapter(args):
     """Return the 16-bit base with the adapter beside it: what every export must answer like."""
     from peft import PeftModel
 
-    base = load_model(args.model, args.revision)
+    base = load_model(args.model, args.revision, "bfloat16")
     return PeftModel.from_pretrained(base, args.adapter).eval()
-
-
-def load_model(name: str, revision: str | None = None, **options):
-    """Return a model in bfloat16, on the GPU where there is one; fail where it is not complete."""
-    import torch
-    from transformers import AutoModelForCausalLM
-
-    try:
-        model, info = AutoModelForCausalLM.from_pretrained(
-            name,
-            revision=revision,
-            dtype=torch.bfloat16,
-            device_map=get_device(),
-            use_safetensors=True,
-            trust_remote_code=False,
-            output_loading_info=True,
-            **options,
-        )
-    except Exception as error:  # transformers, safetensors and torch raise a dozen types here
-        fail(f"cannot load {name}: {one_line(error)}")
-    missing = sorted(info["missing_keys"])
-    if missing:  # transformers fills them with random numbers
-        fail(f"{name} lacks {len(missing)} weights that its config.json asks for, as {missing[0]}")
-    return model
 
 
 def get_device() -> str:
@@ -203,7 +179,8 @@ def save_merged_4bit(merged: str, folder: str):
         bnb_4bit_use_double_quant=True,
         bnb_4bit_compute_dtype=torch.bfloat16,
     )
-    load_model(merged, quantization_config=nf4).save_pretrained(folder, max_shard_size=SHARD_SIZE)
+    model = load_model(merged, dtype="bfloat16", quantization_config=nf4)
+    model.save_pretrained(folder, max_shard_size=SHARD_SIZE)
 
 
 def save_lora(adapter: str, config: dict, folder: str):
@@ -385,7 +362,7 @@ def greedy_agreement(model, references) -> float:
 
 def check_answers(name: str, folder: str, references) -> float:
     """Load an exported folder, as its users will; return its greedy agreement, fail if too low."""
-    return check_agreement(name, greedy_agreement(load_model(folder), references))
+    return check_agreement(name, greedy_agreement(load_model(folder, dtype="bfloat16"), references))
 
 
 def check_gguf(kind: str, path: str, texts: list[str], references) -> tuple[float, bool]:

@@ -55,7 +55,7 @@ def configure(
     `max_completion_length`: a completion of so many tokens was cut; 0: each may have been.
     """
     reasoning_start, reasoning_end = reasoning_tokens
-    globals().update(
+    globals().update(  # the notebook's variables, which its reward functions read
         reasoning_start=reasoning_start,
         reasoning_end=reasoning_end,
         target_lang=target_lang,

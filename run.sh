@@ -43,7 +43,7 @@ tutorial() {    # 14 s a step on an H100, 44 s in the tutorial's own log (A100)
         "$python" export.py --output-dir outputs --format merged_16bit
 }
 
-fast() {    # stock TRL was measured faster than Unsloth in 16-bit (tests/gpu/RESULTS.md)
+fast() {    # TRL + PEFT was measured faster than Unsloth in 16-bit (tests/gpu/RESULTS.md)
     # learning rate: 5e-6 * sqrt(32), for 32 times the completions a step (arXiv 2205.10287)
     on_all_gpus train.py --output-dir outputs-fast --resume --engine trl \
         --num-generations 16 --per-device-train-batch-size 8 \
@@ -106,9 +106,15 @@ on_all_gpus() {    # a process for each GPU; the recipe divides the completions 
     if [ "$gpus" = 1 ]; then
         "$python" "$@"
     else
-        "$python" -m torch.distributed.run --standalone --nproc-per-node "$gpus" "$@"
+        "$python" -c "$torchrun" --standalone --nproc-per-node "$gpus" "$@"
     fi
 }
+# A signal saves after the step, which may take minutes: torchrun would kill its processes after
+# 30 s. From torch 2.12 on, TORCH_ELASTIC_SHUTDOWN_TIMEOUT=600 says so; 2.11 has only the default.
+torchrun='from torch.distributed import run
+from torch.distributed.elastic.multiprocessing.api import PContext
+PContext.close.__defaults__ = (None, 600)
+run.main()'
 
 say_next() {    # say_next OUTPUT_DIR QUESTION
     printf '\nDone. Next:\n'

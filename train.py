@@ -10,7 +10,7 @@ from the tutorial's text in this (tests/DEVIATIONS.md says why):
 
     python train.py                                          # the tutorial, one 80 GB GPU
     python train.py --resume                                 # go on with the run in outputs/
-    python train.py --engine trl --model ./tiny --dataset sums.jsonl   # stock TRL: also on a CPU
+    python train.py --engine trl --model ./tiny --dataset sums.jsonl   # TRL + PEFT: also on a CPU
 """
 
 import argparse
@@ -42,6 +42,7 @@ CHECKPOINTING = {"unsloth": "unsloth", "true": True, "false": False}
 def main(args):
     started = time.time()
     set_environment()
+    # refuses what cannot work, takes output_dir; args.checkpoint is where to go on from
     begin_run(args)
 
     # 模型加载, LoRA配置
@@ -72,6 +73,7 @@ def main(args):
 
     # GRPO对话模板, 数据准备: data.py has these cells
     args.reasoning_tokens = args.reasoning_tokens or data.get_reasoning_tokens(tokenizer)
+    # load_dataset, map, and 获取前90%的提示长度, which the tutorial has after the rewards
     dataset, held_out, maximum_length = data.load_math_dataset(args, tokenizer)
 
     # 奖励函数: rewards.py has these cells
@@ -128,10 +130,6 @@ def main(args):
         vllm_gpu_memory_utilization=args.gpu_memory_utilization,
         vllm_max_model_length=max(args.max_seq_length, 2048),  # vLLM 0.23's warm-up needs it
         vllm_importance_sampling_correction=False,  # came later; costs a forward pass a step
-        per_device_eval_batch_size=args.num_generations,
-        num_generations_eval=1,
-        eval_strategy="steps" if args.eval_steps else "no",
-        eval_steps=args.eval_steps or None,
         disable_tqdm=True,  # one line a step instead: make_watch
         log_completions=True,  # all of them, to completions/*.parquet
         dataloader_pin_memory=gpu,
@@ -145,7 +143,6 @@ def main(args):
         reward_funcs=[check_values(function) for function in reward_funcs],
         args=training_args,
         train_dataset=dataset,
-        eval_dataset=held_out,
         peft_config=peft_config,
     )
     watch = before_training(args, trainer, tokenizer, dataset, held_out, max_prompt_length, started)
@@ -159,8 +156,9 @@ def main(args):
         model.save_lora(adapter)
     else:
         trainer.model.save_pretrained(adapter)
+    if not (watch.stuck and args.stop_if_stuck):
+        check_adapter(adapter)
     finish_run(args, trainer, watch, started)
-    check_adapter(adapter)
 
 
 # --------------------------------------------------------------------------------------------------
@@ -168,22 +166,13 @@ def main(args):
 
 
 def load_with_trl(args):
-    """Return (model, tokenizer, peft_config) for stock TRL + PEFT: the same LoRA, also on a CPU."""
-    import torch
+    """Return (model, tokenizer, peft_config) for TRL + PEFT: the same LoRA, also on a CPU."""
     from peft import LoraConfig
-    from transformers import AutoModelForCausalLM, set_seed
+    from transformers import set_seed
 
     set_seed(args.seed)
-    gpu = torch.cuda.is_available()
     tokenizer = data.load_tokenizer(args.model, args.revision)
-    model = AutoModelForCausalLM.from_pretrained(
-        args.model,
-        revision=args.revision,
-        dtype=torch.bfloat16 if gpu else torch.float32,
-        device_map=int(os.environ.get("LOCAL_RANK", 0)) if gpu else None,  # straight to its GPU
-        use_safetensors=True,
-        trust_remote_code=False,
-    )
+    model = load_model(args.model, args.revision)
     peft_config = LoraConfig(
         r=args.lora_rank,
         lora_alpha=args.lora_alpha,
@@ -191,6 +180,31 @@ def load_with_trl(args):
         task_type="CAUSAL_LM",
     )
     return model, tokenizer, peft_config
+
+
+def load_model(name: str, revision: str | None = None, dtype: str | None = None, **options):
+    """Return a model, on this process's GPU where there is one; fail where it is not complete."""
+    import torch
+    from transformers import AutoModelForCausalLM
+
+    gpu = torch.cuda.is_available()
+    try:
+        model, info = AutoModelForCausalLM.from_pretrained(
+            name,
+            revision=revision,
+            dtype=dtype or ("bfloat16" if gpu else "float32"),
+            device_map=int(os.environ.get("LOCAL_RANK", 0)) if gpu else None,
+            use_safetensors=True,
+            trust_remote_code=False,
+            output_loading_info=True,
+            **options,
+        )
+    except Exception as error:  # transformers, safetensors and torch raise a dozen types here
+        fail(f"cannot load {name}: {one_line(error)}")
+    missing = sorted(info["missing_keys"])
+    if missing:  # transformers fills them with random numbers
+        fail(f"{name} lacks {len(missing)} weights that its config.json asks for, as {missing[0]}")
+    return model
 
 
 def set_environment():
@@ -201,7 +215,7 @@ def set_environment():
     os.environ.setdefault("UNSLOTH_VLLM_NO_FLASHINFER", "1")
     os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
     os.environ.setdefault("VLLM_NO_USAGE_STATS", "1")
-    # warns that a package for 4-bit models on a CPU is missing; there are none here
+    # warns, on a CPU with AVX512-BF16, that a package for 4-bit models on a CPU is missing
     logging.getLogger("bitsandbytes.backends.cpu.ops").setLevel(logging.ERROR)
 
 
@@ -223,8 +237,6 @@ def check_arguments(args):
             f"--num-generations {args.num_generations} must divide {completions}: "
             "--per-device-train-batch-size * --gradient-accumulation-steps * processes"
         )
-    if args.eval_steps and not args.eval_fraction:
-        fail("--eval-steps needs --eval-fraction")
     if args.report_to != "none" and not importlib.util.find_spec(args.report_to):
         fail(f"--report-to {args.report_to}: pip install it, or use run.sh's environment")
     data.check_reasoning_tokens(args)
@@ -248,6 +260,8 @@ def check_hardware(args):
     """End with one line where the engine, or the number of GPUs, is not what this machine has."""
     import torch
 
+    if args.engine == "unsloth" and int(os.environ.get("WORLD_SIZE", 1)) > 1:
+        fail("--engine unsloth trains in one process; several need --engine trl")
     if args.engine == "unsloth" and not torch.cuda.is_available():
         fail("--engine unsloth needs an NVIDIA GPU; use --engine trl here")
     n = torch.cuda.device_count()
@@ -259,7 +273,9 @@ def check_hardware(args):
 
 
 def check_names(args):
-    """Refuse rewards, weights and system prompts that rewards.py and data.py do not have."""
+    """Refuse rewards, weights, prompts and languages that our files or langid do not have."""
+    import langid
+
     import rewards
 
     if args.rewards not in rewards.REWARDS:
@@ -268,6 +284,8 @@ def check_names(args):
     if args.reward_weights and len(args.reward_weights) != len(names):
         fail(f"--reward-weights needs {len(names)} values: {', '.join(names)}")
     data.make_system_prompt(args.system_prompt, args.target_lang, ("", ""))
+    if args.target_lang not in dict(langid.rank("")):  # all that it knows
+        fail(f"--target-lang {args.target_lang}: langid does not know it, so no reward could")
 
 
 def check_model(args):
@@ -279,8 +297,6 @@ def check_model(args):
 
     model = make_empty_model(args.model, args.revision)
     args.model_commit = model.config._commit_hash
-    if os.path.isdir(args.model):
-        check_weights(args.model, model)
     linear = {name.split(".")[-1] for name, m in model.named_modules() if isinstance(m, Linear)}
     for name in args.target_modules:
         if name not in linear:
@@ -299,22 +315,6 @@ def make_empty_model(name: str, revision: str | None = None):
             return AutoModelForCausalLM.from_config(config, trust_remote_code=False)
     except Exception as error:  # transformers raises whatever a wrong config.json leads to
         fail(f"cannot load {name}: {one_line(error)}")
-
-
-def check_weights(folder, model):
-    """End with one line unless a folder's safetensors hold every weight: others would be random."""
-    from safetensors import SafetensorError, safe_open
-
-    names = set()
-    try:
-        for path in glob.glob(os.path.join(glob.escape(folder), "*.safetensors")):
-            with safe_open(path, framework="pt") as file:
-                names.update(file.keys())
-    except (SafetensorError, OSError) as error:
-        fail(f"cannot load {folder}: {one_line(error)}")
-    missing = sorted({name for name, _ in model.named_parameters()} - names)
-    if not names or (missing and not hasattr(model.config, "quantization_config")):
-        fail(f"cannot load {folder}: its .safetensors lack {', '.join(missing[:3]) or 'weights'}")
 
 
 def check_sizes(args, tokenizer, dataset, held_out, max_prompt_length):
@@ -340,10 +340,10 @@ def check_sizes(args, tokenizer, dataset, held_out, max_prompt_length):
         )
     import rewards
 
-    if args.rewards == "improved":
+    if rewards.answer_reward in rewards.REWARDS[args.rewards]:
         unusable = sum(rewards.is_correct("", answer) is None for answer in dataset["answer"])
         if unusable == len(dataset):
-            fail("no answer of the data is a number: --rewards improved has nothing to compare")
+            fail(f"no answer of the data is a number: --rewards {args.rewards} compares numbers")
         if unusable and is_main_process():
             print(f"warning: {unusable} of {len(dataset)} answers are no numbers: not rewarded")
 
@@ -410,20 +410,24 @@ def check_adapter_fits(folder, config, tensors, model, revision):
                 f"{model}: {key} has shape {here.get(key)}, {there.get(key)} there (None: missing)"
             )
     run = read_run(os.path.dirname(os.path.normpath(folder)))
-    if run.get("base_fingerprint") not in (None, fingerprint(model, revision)):
+    fingerprints = [run.get("base_fingerprint"), fingerprint(model, revision)]
+    if None not in fingerprints and fingerprints[0] != fingerprints[1]:
         fail(
             f"adapter {folder} was trained on another model than {model}: its run.json names "
             f"{run['arguments']['model']}, and the weights differ"
         )
 
 
-def fingerprint(model: str, revision: str | None = None) -> str:
-    """Return a hash of the sizes and ends of a model's weight files: tells models apart."""
+def fingerprint(model: str, revision: str | None = None) -> str | None:
+    """Return a hash of the sizes and ends of a model's weight files; None if not downloaded yet."""
     from transformers.utils import cached_file
 
     folder = os.path.dirname(cached_file(model, "config.json", revision=revision))
+    paths = sorted(glob.glob(os.path.join(glob.escape(folder), "*.safetensors")))
+    if not paths:
+        return None
     digest = hashlib.sha256()
-    for path in sorted(glob.glob(os.path.join(glob.escape(folder), "*.safetensors"))):
+    for path in paths:
         digest.update(str(os.path.getsize(path)).encode())
         with open(path, "rb") as file:
             digest.update(file.read(2**20))
@@ -436,7 +440,11 @@ def fingerprint(model: str, revision: str | None = None) -> str:
 # Rollouts come from the adapter itself. TRL 1.14 merges it into the bfloat16 weights for vLLM and
 # takes it off again: small updates are rounded away, and the base drifts (trl#6688). So vLLM gets
 # the adapter instead, as a LoRA request with a new name at every update: vLLM keys its prefix cache
-# by that name.
+# by that name. TRL's internals replaced or read here and in make_watch; guards in test_train.py:
+#   vllm_generation.LLM: test_trl_can_start_vllm_with_adapters
+#   VLLMGeneration's methods, settings, llm: test_the_stand_in_engine_has_the_real_signature
+#   _compute_loss, _get_per_token_...: test_trl_still_has_what_log_rollout_difference_replaces
+#   _metrics, _logs, create_model_card: test_two_steps_train_the_adapter_and_write_everything
 
 
 def let_vllm_take_adapters(rank: int):
@@ -546,7 +554,7 @@ def log_rollout_difference(trainer):
 # What a resumed run may change; everything else is part of what the run is
 MAY_CHANGE = """
     resume output_dir max_steps num_train_epochs stop_if_stuck min_held_out
-    logging_steps save_steps save_total_limit eval_steps report_to swanlab_mode
+    logging_steps save_steps save_total_limit report_to swanlab_mode
     gpu_memory_utilization fast_inference use_gradient_checkpointing
 """.split()
 
@@ -918,23 +926,24 @@ def make_watch(args, trainer, started):
 
         def on_log(self, training_args, state, control, logs, **kwargs):
             check_finite(logs, state.global_step)
+            before = self.stuck
+            self.stuck = find_stuck(state.log_history, args.stop_if_stuck or 10)
+            if self.stuck and args.stop_if_stuck:
+                control.should_training_stop = True  # every process: they log the same values
             if not is_main_process():
                 return
             rows = [json.dumps(row) + "\n" for row in state.log_history]
             write(os.path.join(args.output_dir, "metrics.jsonl"), "".join(rows))
             if "reward" in logs:
                 print(describe_step(logs, state), flush=True)
-                if args.rewards != "tutorial" and state.global_step % 10 == 1:
+                steps = sum("reward" in row for row in state.log_history)
+                if args.rewards != "tutorial" and steps % 10 == 1:
                     texts = trainer._logs  # the tutorial's check_numbers prints its own
                     print(texts["prompt"][-1], texts["completion"][-1], "", sep="\n----\n")
                 if args.report_to == "swanlab":
                     log_what_matters(trainer, logs, state.global_step)
-            cause = find_stuck(state.log_history, args.stop_if_stuck or 10)
-            if cause and cause != self.stuck:
-                print(f"warning: {cause}")
-            self.stuck = cause
-            if cause and args.stop_if_stuck:
-                control.should_training_stop = True
+            if self.stuck and self.stuck != before:
+                print(f"warning: {self.stuck}")
 
     watch = Watch()
     trainer.remove_callback(PrinterCallback)
@@ -998,8 +1007,9 @@ def describe_step(logs, state) -> str:
     minutes = seconds * (state.max_steps - state.global_step) / 60
     return (
         f"{state.global_step}/{state.max_steps}  reward {logs['reward']:.2f}  "
-        f"{language} {logs['rewards/indonesian_rate/mean']:.2f}  "
-        f"right {logs['rewards/accuracy/mean']:.2f}  cut {logs['completions/clipped_ratio']:.2f}  "
+        f"{language} {logs.get('rewards/indonesian_rate/mean', math.nan):.2f}  "
+        f"right {logs.get('rewards/accuracy/mean', math.nan):.2f}  "  # nan: a fork's measures
+        f"cut {logs['completions/clipped_ratio']:.2f}  "
         f"{logs['completions/mean_length']:.0f} tokens  {seconds:.1f} s  ETA {minutes:.0f} min"
     )
 
@@ -1016,9 +1026,7 @@ def log_what_matters(trainer, logs, step):
     keys += ["completions/mean_length", "completions/clipped_ratio"]
     parts = [key for key in logs if key.startswith("rewards/") and key.endswith("/mean")]
     keys += [key for key in parts if key not in keys]
-    first = {}
-    for key in keys:
-        first[f"train/{key}"] = logs.pop(key)
+    first = {f"train/{key}": logs.pop(key) for key in keys if key in logs}
     swanlab.log(first, step=step)
 
     texts = [swanlab.Text(trainer._logs["prompt"][-1], caption="prompt")]
@@ -1149,7 +1157,6 @@ def parse_arguments():
     add("--logging-steps", type=count, default=1, help="steps between lines of metrics.jsonl")
     add("--save-steps", type=count, default=20, help="steps between checkpoints (tutorial: 100)")
     add("--save-total-limit", type=count, default=2, help="checkpoints to keep, the newest")
-    add("--eval-steps", type=count_or_0, default=0, help="steps between held-out rewards; 0: never")
     add("--min-held-out", type=count_or_0, default=0, help="end at once if fewer are held out")
     trackers = ["swanlab", "wandb", "tensorboard", "none"]
     add("--report-to", choices=trackers, default="swanlab", help="where curves are drawn")

@@ -15,6 +15,7 @@ from conftest import run_script, train_arguments
 
 import data
 import evaluate
+import rewards
 import train
 
 NUMBERS = {  # flag: values that are none
@@ -39,7 +40,6 @@ NUMBERS = {  # flag: values that are none
     "--logging-steps": ["0", "-1"],
     "--save-steps": ["0", "-1"],
     "--save-total-limit": ["0", "-1"],
-    "--eval-steps": ["-1", "0.5"],
     "--min-held-out": ["-1", "x"],
     "--max-prompt-quantile": ["0", "1.1", "nan"],
     "--eval-fraction": ["-0.1", "1", "2", "nan"],
@@ -70,7 +70,6 @@ OTHERS = [
     ["--resum"],
     ["--nonsense"],
     ["stray"],
-    ["--eval-steps", "5"],
     ["--num-generations", "3", "--per-device-train-batch-size", "4"],
 ]
 CASES = [[flag, value] for flag, values in NUMBERS.items() for value in values] + OTHERS
@@ -161,8 +160,8 @@ def damage_model(tiny, folder, change):
     [
         ("config is a list", "cannot load"),
         ("no config", "cannot load"),
-        ("a layer more", "lack model.layers.3."),
-        ("no weights", "lack "),
+        ("a layer more", "weights that its config.json asks for, as model.layers.3."),
+        ("no weights", "cannot load"),
         ("weights cut off", "cannot load"),
         ("no tokenizer", "cannot load the tokenizer"),
         ("tokenizer is a list", "cannot load the tokenizer"),
@@ -173,6 +172,19 @@ def damage_model(tiny, folder, change):
 def test_models(tiny, tmp_path, change, message):
     model = damage_model(tiny, tmp_path / "model", change)
     expect_one_line(train_arguments(tiny, tmp_path / "outputs", model=model), message, tmp_path)
+
+
+def test_a_folder_whose_weights_have_other_names_than_the_model(tmp_path):
+    """transformers 5 fuses a mixture's experts on loading: names in the file tell nothing."""
+    from transformers import Qwen3MoeConfig, Qwen3MoeForCausalLM
+
+    sizes = {"hidden_size": 16, "intermediate_size": 16, "moe_intermediate_size": 8, "head_dim": 8}
+    sizes |= {"num_hidden_layers": 1, "num_attention_heads": 2, "num_key_value_heads": 1}
+    config = Qwen3MoeConfig(vocab_size=32, num_experts=4, num_experts_per_tok=2, **sizes)
+    Qwen3MoeForCausalLM(config).save_pretrained(tmp_path)
+    args = SimpleNamespace(model=str(tmp_path), revision=None, target_modules=["q_proj"])
+    train.check_model(args)
+    train.load_model(args.model)
 
 
 def expect_one_line(arguments, message, tmp_path):
@@ -235,6 +247,45 @@ def test_answers_of_which_none_is_a_number(tiny, tmp_path):
     expect_one_line(arguments, "no answer of the data is a number", tmp_path)
 
 
+def test_the_answers_of_a_fork_that_pays_for_right_ones_are_checked_too(tiny, monkeypatch, capsys):
+    from datasets import Dataset
+
+    monkeypatch.setitem(rewards.REWARDS, "mine", {rewards.answer_reward: 1.0})
+    args = SimpleNamespace(
+        rewards="mine",
+        reasoning_tokens=("<think>", "</think>"),
+        max_seq_length=64,
+        num_generations=4,
+        per_device_train_batch_size=4,
+        gradient_accumulation_steps=1,
+    )
+    tokenizer = data.load_tokenizer(str(tiny / "model"))
+    with pytest.raises(SystemExit):
+        train.check_sizes(args, tokenizer, Dataset.from_dict({"answer": ["many"]}), None, 10)
+    assert "no answer of the data is a number: --rewards mine" in capsys.readouterr().err
+
+
+def test_a_language_that_langid_does_not_know(monkeypatch, capsys):
+    """It was a traceback of the first reward, after vLLM had started."""
+    monkeypatch.setitem(data.LANGUAGES, "yue", ("粤语", "Cantonese"))
+    args = SimpleNamespace(rewards="improved", reward_weights=None, system_prompt="en")
+    args.target_lang = "yue"
+    with pytest.raises(SystemExit) as stopped:
+        train.check_names(args)
+    error = capsys.readouterr().err
+    assert stopped.value.code == 2 and error.startswith("error: --target-lang yue: langid does not")
+    for args.target_lang in data.LANGUAGES.keys() - {"yue"}:
+        train.check_names(args)
+
+
+def test_unsloth_in_several_processes(monkeypatch, capsys):
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    with pytest.raises(SystemExit) as stopped:
+        train.check_hardware(SimpleNamespace(engine="unsloth"))
+    error = capsys.readouterr().err
+    assert stopped.value.code == 2 and "--engine unsloth trains in one process" in error
+
+
 def test_a_full_disk_is_one_line(tmp_path, capsys, monkeypatch):
     def explain(error, free):
         monkeypatch.setattr(shutil, "disk_usage", lambda folder: SimpleNamespace(free=free))
@@ -248,6 +299,8 @@ def test_a_full_disk_is_one_line(tmp_path, capsys, monkeypatch):
     by_torch = RuntimeError("[enforce fail at inline_container.cc:672] . unexpected pos 2 vs 1")
     assert explain(by_torch, 1e6).startswith("error: cannot write to ")
     assert "RuntimeError" in explain(by_torch, 1e12) and "ValueError" in explain(ValueError(), 1e6)
+    # another file's, for instance: its traceback says where
+    assert "PermissionError" in explain(PermissionError(13, "Permission denied", "x"), 1e6)
 
 
 def test_nothing_is_left_of_a_file_that_could_not_be_written(tmp_path):

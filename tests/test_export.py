@@ -757,7 +757,7 @@ def test_models_are_loaded_safely(outputs, monkeypatch):
         return load(name, **flags)
 
     monkeypatch.setattr(transformers.AutoModelForCausalLM, "from_pretrained", from_pretrained)
-    model = export.load_model(str(outputs.parent / "base"), "v1")
+    model = export.load_model(str(outputs.parent / "base"), "v1", "bfloat16")
     assert model.dtype == torch.bfloat16
     assert calls[0]["use_safetensors"] is True
     assert calls[0]["trust_remote_code"] is False

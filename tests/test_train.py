@@ -126,8 +126,6 @@ def test_the_settings_that_reach_trl(trained):
         "vllm_gpu_memory_utilization": 0.7,
         "vllm_max_model_length": 2048,
         "vllm_importance_sampling_correction": False,
-        "per_device_eval_batch_size": 4,
-        "num_generations_eval": 1,
         "eval_strategy": "no",
     }
     assert {name: getattr(settings, name) for name in expected} == expected
@@ -158,7 +156,6 @@ def test_a_batch_of_one_becomes_a_group_only_where_it_must(accumulation, complet
         gradient_accumulation_steps=accumulation,
         per_device_train_batch_size=1,
         num_generations=4,
-        eval_steps=0,
         report_to="none",
         reasoning_tokens=None,
     )
@@ -202,14 +199,25 @@ def test_answers_that_are_no_numbers_are_counted(tiny, tmp_path):
     assert (tmp_path / "out" / "curves.png").stat().st_size > 10000  # of one step, too
 
 
-def test_stop_if_stuck_names_the_cause(tiny, tmp_path):
+def test_stop_if_stuck_ends_all_processes_and_names_the_cause(tiny, tmp_path):
+    """Rank 0 alone stopped: the others waited for it in the next step."""
     changes = {"rewards": "improved", "max_steps": 5, "max_seq_length": 50, "stop_if_stuck": 2}
-    changes |= {"report_to": "none", "eval_fraction": 0.02, "eval_steps": 1}
-    done = run_script("train.py", *train_arguments(tiny, tmp_path, **changes))
+    changes |= {"report_to": "none", "per_device_train_batch_size": 4}
+    launch = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", 2, "train.py"]
+    arguments = train_arguments(tiny, tmp_path, **changes)
+    done = run_script(*launch, *arguments, ACCELERATE_USE_CPU="true", OMP_NUM_THREADS="1")
     cause = "error: stopped at step 2: for 2 logged steps every completion was cut at the token"
     assert done.returncode == 1 and cause in done.stderr
-    assert any("eval_reward" in row for row in read_metrics(tmp_path))
     assert read_run(tmp_path)["state"] == "stuck"
+
+
+def test_an_adapter_that_is_not_trained_is_no_finished_run(tiny, tmp_path):
+    """The one step is warm-up, at a rate of 0; --resume then said that the run is finished."""
+    arguments = train_arguments(tiny, tmp_path, max_steps=1, report_to="none")
+    for flags in ([], ["--resume"]):
+        done = run_script("train.py", *arguments, *flags, OMP_NUM_THREADS="1")
+        assert done.returncode == 1 and "grpo_lora is not trained" in done.stderr
+        assert read_run(tmp_path)["state"] == "running"
 
 
 def test_a_tokenizer_without_reasoning_tokens_in_two_processes(tiny, tmp_path):
@@ -285,6 +293,64 @@ def test_describe_step():
     assert train.describe_step(logs, state) == (
         "12/100  reward 3.10  Indonesian 0.42  right 0.25  cut 0.10  843 tokens  14.0 s  ETA 21 min"
     )
+    del logs["rewards/accuracy/mean"]  # a fork's, of rewards.MEASURED
+    assert "  Indonesian 0.42  right nan  cut 0.10  " in train.describe_step(logs, state)
+
+
+def test_swanlab_gets_what_a_fork_still_measures(monkeypatch):
+    logged = []
+    swanlab = SimpleNamespace(
+        log=lambda values, step: logged.append(values), Text=lambda *a, **b: a
+    )
+    monkeypatch.setitem(sys.modules, "swanlab", swanlab)
+    texts = {"prompt": ["?"], "completion": ["!"], "advantages": [0.0]}
+    trainer = SimpleNamespace(_logs=texts, args=SimpleNamespace(num_generations=1))
+    logs = {"reward": 1.0, "completions/mean_length": 9.0, "loss": 0.0}
+    train.log_what_matters(trainer, logs, 1)
+    assert logged[0] == {"train/reward": 1.0, "train/completions/mean_length": 9.0}
+    assert logs == {"loss": 0.0}  # for SwanLab's own callback
+
+
+def make_watch(tmp_path):
+    """Return the callback that train.py adds to a trainer."""
+    trainer = SimpleNamespace(
+        remove_callback=lambda callback: None,
+        callback_handler=SimpleNamespace(callbacks=[]),
+        _logs={"prompt": ["a question"], "completion": ["an answer"]},
+    )
+    args = SimpleNamespace(
+        engine="unsloth",
+        output_dir=tmp_path,
+        report_to="none",
+        rewards="improved",
+        stop_if_stuck=2,
+    )
+    return train.make_watch(args, trainer, 0.0)
+
+
+ROW = {"reward": 1.0, "completions/clipped_ratio": 0.0, "completions/mean_length": 9.0}
+ROW |= {"rewards/indonesian_rate/mean": 0.5, "rewards/accuracy/mean": 0.5}
+
+
+def test_every_tenth_logged_step_shows_a_text(tmp_path, capsys):
+    """Of steps 5, 10, 15, ... none is the first of ten."""
+    watch = make_watch(tmp_path)
+    state = SimpleNamespace(log_history=[], global_step=0, max_steps=100)
+    for step in range(5, 60, 5):
+        state.global_step = step
+        state.log_history.append(ROW | {"step": step})
+        watch.on_log(None, state, SimpleNamespace(), dict(ROW))
+    assert capsys.readouterr().out.count("an answer") == 2
+
+
+def test_every_process_stops_a_stuck_run(tmp_path, monkeypatch, capsys):
+    monkeypatch.setenv("RANK", "1")
+    watch = make_watch(tmp_path)
+    row = ROW | {"completions/clipped_ratio": 1.0}
+    state = SimpleNamespace(log_history=[row, row], global_step=2, max_steps=100)
+    control = SimpleNamespace(should_training_stop=False)
+    watch.on_log(None, state, control, dict(row))
+    assert control.should_training_stop and capsys.readouterr().out == ""
 
 
 @pytest.mark.parametrize("key", ["loss", "grad_norm", "reward"])
@@ -403,6 +469,8 @@ def test_bases_are_told_apart_by_content(trained, tiny, tmp_path, capsys):
     with pytest.raises(SystemExit):
         train.check_adapter(trained / "grpo_lora", str(tmp_path / "model"))
     assert "was trained on another model" in capsys.readouterr().err
+    path.unlink()  # as in the hub's cache before the first download
+    train.check_adapter(trained / "grpo_lora", str(tmp_path / "model"))
 
 
 # --- rollouts from the adapter --------------------------------------------------------------------
@@ -469,7 +537,7 @@ def test_the_stand_in_engine_has_the_real_signature():
     source = inspect.getsource(VLLMGeneration.generate)
     assert "return prompt_ids, completion_ids, logprobs, logprob_token_ids" in source
     init = inspect.signature(VLLMGeneration.__init__).parameters
-    assert {"temperature", "max_completion_length"} <= set(init)
+    assert {"temperature", "max_completion_length", "generation_kwargs"} <= set(init)
     assert "self.llm = LLM(" in inspect.getsource(VLLMGeneration._init_vllm)
     assert "self.llm.generate(" in source  # what send_adapters_to_vllm replaces
 
