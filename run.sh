@@ -105,16 +105,11 @@ unless_newer() {    # unless_newer RESULT INPUT COMMAND...
 on_all_gpus() {    # a process for each GPU; the recipe divides the completions of a step among them
     if [ "$gpus" = 1 ]; then
         "$python" "$@"
-    else
-        "$python" -c "$torchrun" --standalone --nproc-per-node "$gpus" "$@"
+    else    # the seconds for the step that a signal ends: torch 2.12 reads it, 2.11 takes 30
+        TORCH_ELASTIC_SHUTDOWN_TIMEOUT=600 "$python" -m torch.distributed.run --standalone \
+            --nproc-per-node "$gpus" "$@"
     fi
 }
-# A signal saves after the step, which may take minutes: torchrun would kill its processes after
-# 30 s. From torch 2.12 on, TORCH_ELASTIC_SHUTDOWN_TIMEOUT=600 says so; 2.11 has only the default.
-torchrun='from torch.distributed import run
-from torch.distributed.elastic.multiprocessing.api import PContext
-PContext.close.__defaults__ = (None, 600)
-run.main()'
 
 say_next() {    # say_next OUTPUT_DIR QUESTION
     printf '\nDone. Next:\n'
