@@ -841,7 +841,10 @@ def start_swanlab(args):
 
 
 def train(args, trainer, watch):
-    """trainer.train(), from args.checkpoint if there is one; SIGINT and SIGTERM save and stop."""
+    """trainer.train(), from args.checkpoint if there is one; SIGINT and SIGTERM save and stop.
+
+    torchrun (torch 2.11) waits 30 s for that: with longer steps the last checkpoint counts.
+    """
     import torch
     from peft.helpers import disable_input_dtype_casting
 
