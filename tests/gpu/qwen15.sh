@@ -1,8 +1,8 @@
 #!/usr/bin/env bash
 # A recipe on a real model with real problems, nothing taught beforehand: Qwen2.5-Coder-1.5B-Instruct
 # (Apache-2.0), GSM8K, judged on problems that were never trained on. One GPU of 80 GB, one thing
-# after another: processes take turns on a GPU (three trainings side by side took 18 s a step, one
-# alone 6 s).
+# after another: each run ends soonest so (three side by side by as_card.py 25 make 1.3 to 2 times
+# the steps an hour, but took 16 s for each: RESULTS.md).
 #
 #   bash tests/gpu/qwen15.sh MODEL TRAIN JUDGE OUT ARM...
 #
@@ -49,15 +49,14 @@ judge_seeds() {    # judge_seeds ARM: one engine for all seeds and checkpoints o
         for step in ${AT_ALL-60}; do
             adapters+=("$(link "$arm-$seed" "checkpoint-$step")")
         done
-        ln -sfn "../$arm-$seed/grpo_lora" "$folder/$arm-$seed"
-        finals+=("$folder/$arm-$seed")
+        finals+=("$(link "$arm-$seed" grpo_lora)")
     done
     judge "$arm" eval --output-dir "$out/$arm-$first" --adapter "${adapters[@]}" "${finals[@]}"
     judge "$arm" eval-no-system-prompt --output-dir "$out/$arm-$first" --system-prompt none \
         --adapter "${finals[@]}"
 }
 
-link() {    # link RUN CHECKPOINT: prints a path that names both
+link() {    # link RUN ADAPTER: prints a path that names both
     ln -sfn "../$1/$2" "$folder/$1-$2"
     echo "$folder/$1-$2"
 }
@@ -71,7 +70,7 @@ judge() {    # judge LOG EVALUATION FLAGS...
     grep "^verdict" "$log"
 }
 
-micro=(--per-device-train-batch-size 8 --gradient-accumulation-steps 8)    # 5.5 s a step; 4: 8.1
+micro=(--per-device-train-batch-size 8 --gradient-accumulation-steps 8)
 improved=(--rewards improved --mask-truncated-completions --loss-type dapo --beta 0 --min-p 0
     --num-generations 8 "${micro[@]}" --stop-if-stuck 20 --max-steps "$steps" --learning-rate 1e-4
     --system-prompt native --scale-rewards none ${FLAGS:-})
