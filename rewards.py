@@ -19,7 +19,7 @@ REWARDS["improved"] mend that. Each is in [0, 1], and correctness outweighs the 
     answer_reward    weight 2    1 if the number read after the last `</think>` equals the gold
     language_reward  weight 1    share of the thought in the target language (DeepSeek-R1, eq. 7);
                                  0 for saying one thing again and again, the same at any length;
-                                 three quarters or half if langid hears another language in all
+                                 half if langid hears another language in the whole text
     format_reward    weight 0.5  1 if one thought starts the completion, with text after it
 A completion without `</think>` earns nothing from any of the three.
 
@@ -235,8 +235,8 @@ def answer_reward(completions, answer, **kwargs) -> list[float | None]:
 def language_reward(prompts, completions, **kwargs) -> list[float]:
     """language_share of each finished thought, in [0, 1]; 0 without an end tag.
 
-    A quarter less where the tutorial's own judge, langid on the whole text, hears a relative of the
-    target, half where it hears a stranger: "3. Hitung cost bags of chips: ..." is no sentence.
+    Half where the tutorial's own judge, langid on the whole text, hears another language:
+    "3. Hitung cost bags of chips: ..." is no sentence.
     DeepSeek-R1 (arXiv 2501.12948), section 2.3 and eq. 7.
     """
     scores = []
@@ -247,11 +247,8 @@ def language_reward(prompts, completions, **kwargs) -> list[float]:
             scores.append(0.0)
             continue
         share = language_share(thought, prompt[-1]["content"])
-        heard = get_lang(text)
-        if heard not in get_family(target_lang):
+        if get_lang(text) != target_lang:
             share *= 0.5
-        elif heard != target_lang:
-            share *= 0.75
         scores.append(share)
     return scores
 

@@ -624,7 +624,7 @@ def test_language_reward_is_less_where_langid_hears_another_language():
   4. Jumlah siswa yang hanya takut warna yellow: 40 - 20 - 5 = 15"""
     assert rewards.get_lang(f"<think>{notes}</think>15") == "ms"
     assert rewards.language_share(notes) == 1.0
-    assert call(rewards.language_reward, f"<think>{notes}</think>15") == 0.75
+    assert call(rewards.language_reward, f"<think>{notes}</think>15") == 0.5
 
 
 def test_langid_hears_indonesian_in_indonesian_thoughts():
@@ -958,7 +958,7 @@ def test_ranking_of_equals(one, other):
 
 def test_totals():
     assert total("Indonesian") == 3.5
-    assert total("Malay") == 2.875  # langid hears Malay
+    assert total("Malay") == 2.75  # langid hears Malay
     assert total("English") == 2.5
     assert total("wrong Indonesian") == 1.5
 
