@@ -20,7 +20,8 @@ REWARDS["improved"] mend that. Each is in [0, 1], and correctness outweighs the 
     language_reward  weight 1    share of the thought in the target language (DeepSeek-R1, eq. 7);
                                  0 for saying one thing again and again, the same at any length;
                                  half if langid hears another language in the whole text
-    format_reward    weight 0.5  1 if one thought starts the completion, with text after it
+    format_reward    weight 0.5  1 if one thought starts the completion, with text after it; less
+                                 if that text says one thing again and again
 A completion without `</think>` earns nothing from any of the three.
 
 A reward of your own is one function and one entry of REWARDS, at the end of this file.
@@ -254,8 +255,20 @@ def language_reward(prompts, completions, **kwargs) -> list[float]:
 
 
 def format_reward(completions, **kwargs) -> list[float]:
-    """1.0 for is_well_formed, else 0.0."""
-    return [float(is_well_formed(completion[0]["content"])) for completion in completions]
+    r"""1.0 for is_well_formed, less for saying the answer again and again, else 0.0.
+
+    One of three runs learned to repeat "\boxed{9}" up to the limit, since cut completions are
+    masked and nothing else held it back (tests/gpu/RESULTS.md).
+    """
+    scores = []
+    for completion in completions:
+        text = completion[0]["content"]
+        if is_well_formed(text):
+            answer = split_reasoning(text)[1]
+            scores.append(repetition_factor(answer.split()))
+        else:
+            scores.append(0.0)
+    return scores
 
 
 def split_reasoning(text: str) -> tuple[str, str | None]:
@@ -545,9 +558,9 @@ def make_windows(words, size):
 
 
 def fresh_share(words):
-    """Return the share of different ones among the triples of neighbouring words."""
+    """Return the share of different ones among the triples of neighbouring words, 1 for none."""
     triples = list(zip(words, words[1:], words[2:]))
-    return len(set(triples)) / len(triples)
+    return len(set(triples)) / len(triples) if triples else 1.0
 
 
 def rise(value, low, high):

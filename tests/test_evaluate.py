@@ -648,7 +648,6 @@ def make_arguments(world, **changes):
         "top_k": 50,
         "seed": 7,
         "gpu_memory_utilization": 0.5,
-        "compilation": "full",
     }
     return argparse.Namespace(**(values | changes))
 
@@ -811,7 +810,7 @@ def test_vllm_gets_each_request_with_its_adapter_and_seed(world, monkeypatch):
         evaluate.make_request("last", long_text, 4),
         evaluate.make_request("checkpoint-2", "c", 5),
     ]
-    args = make_arguments(world, max_tokens=MAX_TOKENS, load_in_4bit=True, compilation="none")
+    args = make_arguments(world, max_tokens=MAX_TOKENS, load_in_4bit=True)
     completions, _ = evaluate.generate_vllm(args, tokenizer, adapters, requests)
     assert [request and request[0] for request in calls["lora"]] == [None, "last", "checkpoint-2"]
     assert calls["lora"][1][2] == str(outputs / "grpo_lora")
@@ -820,7 +819,9 @@ def test_vllm_gets_each_request_with_its_adapter_and_seed(world, monkeypatch):
     assert calls["sampling"][0].stop_token_ids == [257, 258]
     assert calls["sampling"][0].temperature == 0 and calls["sampling"][0].top_k == 50
     assert calls["quantization"] == "bitsandbytes"
-    assert calls["compilation_config"]["cudagraph_mode"] == "NONE"
+    assert calls["compilation_config"]["mode"] == 0  # no torch.compile: it is not earned back
+    assert calls["compilation_config"]["cudagraph_mode"] == "FULL_DECODE_ONLY"
+    assert calls["compilation_config"]["max_cudagraph_capture_size"] == calls["max_num_seqs"]
     assert calls["enable_lora"] is True and calls["max_loras"] == 2 and calls["max_lora_rank"] == 8
     assert calls["max_num_seqs"] == 8 and calls["gpu_memory_utilization"] == 0.5
     assert calls["max_model_len"] >= len(long_text) + MAX_TOKENS
@@ -1206,7 +1207,7 @@ def test_tutorial_defaults(monkeypatch, tmp_path):
     assert args.num_samples == 20 and args.seed == 3407 and args.split == "train"
     assert args.temperature == 1.0 and args.top_k == 50 and args.max_tokens == 2048
     assert args.system_prompt == "zh" and args.load_in_4bit and args.fast_inference
-    assert args.gpu_memory_utilization == 0.7 and args.compilation == "full"
+    assert args.gpu_memory_utilization == 0.7
 
 
 def test_defaults_come_from_the_run(monkeypatch, world):

@@ -1,9 +1,9 @@
-"""Draw the runs of qwen15.sh: Indonesian and right at every step, and on problems never seen.
+"""Draw the runs of qwen15.sh against completions: each step of training, and problems never seen.
 
     python tests/gpu/draw_qwen15.py PICTURE RESULTS_JSON METRICS_JSONL...
 
-A point is the mean of 5 steps. The results.json of one evaluation gives the dashed line (the base)
-and the point with its 95 % interval (the trained model).
+Blue: a training run, means of 5 steps. The results.json of one evaluation gives the dashed line
+(the base) and the points with 95 % intervals (checkpoints and trained models).
 """
 
 import json
@@ -14,38 +14,45 @@ import matplotlib
 matplotlib.use("Agg")
 import matplotlib.pyplot as plt
 
-PANELS = {"indonesian_rate": "Indonesian (langid)", "accuracy": "right"}
+# key in results.json: (title, key in metrics.jsonl)
+PANELS = {
+    "indonesian_rate": ("Indonesian (langid), %", "rewards/indonesian_rate/mean"),
+    "accuracy": ("right, %", "rewards/accuracy/mean"),
+    "indonesian_and_correct": ("both, %", None),
+    "mean_tokens": ("tokens", "completions/mean_length"),
+}
 WINDOW = 5
+COMPLETIONS = 64
 
 picture, results_file, *metrics_files = sys.argv[1:]
 with open(results_file, encoding="utf-8") as file:
     results = json.load(file)
-figure, axes = plt.subplots(1, 2, figsize=(9, 3), sharey=True, layout="constrained")
-for panel, (key, title) in zip(axes, PANELS.items()):
-    last = 0
-    for path in metrics_files:
-        with open(path, encoding="utf-8") as file:
-            rows = [json.loads(line) for line in file]
-        rows = [row for row in rows if "reward" in row]
-        values = [row[f"rewards/{key}/mean"] for row in rows]
-        steps = range(WINDOW, len(rows) + 1)
-        means = [100 * sum(values[step - WINDOW : step]) / WINDOW for step in steps]
-        panel.plot(steps, means, color="tab:blue", alpha=0.5)
-        last = max(last, len(rows))
-    base = 100 * results["base"][key]
-    panel.axhline(base, color="gray", linestyle="--", label=f"base, unseen: {base:.0f} %")
-    lora = 100 * results["lora"][key]
-    low, high = (100 * bound for bound in results["lora"][f"{key}_ci95"])
-    panel.errorbar(
-        last + 2,
-        lora,
-        [[lora - low], [high - lora]],
-        fmt="o",
-        color="tab:red",
-        label=f"one run, unseen: {lora:.0f} %",
-    )
-    panel.set(title=title, xlabel="step (64 completions)", ylim=(0, 100))
+runs = []
+for path in metrics_files:
+    with open(path, encoding="utf-8") as file:
+        rows = [json.loads(line) for line in file]
+    runs.append([row for row in rows if "reward" in row])
+
+figure, axes = plt.subplots(1, 4, figsize=(12, 3), layout="constrained")
+for panel, (key, (title, metric)) in zip(axes, PANELS.items()):
+    scale = 1 if key == "mean_tokens" else 100
+    for rows in runs if metric else []:
+        values = [row[metric] for row in rows]
+        steps = range(WINDOW, len(values) + 1)
+        means = [scale * sum(values[step - WINDOW : step]) / WINDOW for step in steps]
+        panel.plot([COMPLETIONS * step for step in steps], means, color="tab:blue", alpha=0.5)
+    panel.axhline(scale * results["base"][key], color="gray", linestyle="--")
+    beside = 0
+    for arm, step in results["steps"].items():
+        if arm.endswith("grpo_lora"):
+            beside += 120  # several runs have the same last step
+        value = scale * results[arm][key]
+        low, high = (scale * bound for bound in results[arm].get(f"{key}_ci95", [0, 0]))
+        error = [[value - low], [high - value]] if high else None
+        x = COMPLETIONS * step + beside
+        panel.errorbar(x, value, error, fmt="o", markersize=4, color="tab:red")
+    panel.set(title=title, xlabel="completions")
+    panel.set_xlim(0, COMPLETIONS * max(results["steps"].values()) + beside + 200)
+    panel.set_ylim(0, None if key == "mean_tokens" else 100)
     panel.grid(alpha=0.3)
-    panel.legend(loc="lower right" if key == "indonesian_rate" else "upper left")
-axes[0].set_ylabel("% of the completions")
 figure.savefig(picture, dpi=110)

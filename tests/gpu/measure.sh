@@ -81,10 +81,9 @@ for measurement in "$@"; do
         evaluate)  # 4-bit with vLLM as in run.sh tutorial, then the tutorial's loop against one batch; needs adapter
             step evaluate 400 python3 tests/gpu/eval_speed.py --model "$model" --dataset "$data" --adapter "$out/x8/grpo_lora" --max-tokens "${EVAL_TOKENS:-512}" \
                 --output-dir "$out/evaluate" --gpu-memory-utilization "$(u 0.7)" ;;
-        start-*-cold | start-*-warm)  # evaluate.py's 20 samples x 2 from nothing, then again: start-full-cold start-full-warm; needs adapter
-            how=${measurement#start-} how=${how%-*}
-            cold "start-$how"
-            evaluate_start --compilation "$how" --name "$measurement" ;;
+        start-cold | start-warm)  # evaluate.py's 20 samples x 2 from nothing, then again; needs adapter
+            cold start
+            evaluate_start --name "$measurement" ;;
         start-old) cold start-old; (cd "$OLD" && evaluate_start) ;;  # the same by another commit's evaluate.py, in the folder OLD
         export)  # needs adapter
             step export 700 python3 export.py --output-dir "$out/x8" --model "$model" --format merged_16bit merged_4bit lora gguf --quantization ${GGUF:-q8_0 q4_k_m} ;;
