@@ -512,6 +512,25 @@ def test_format_reward(text, score):
     assert rewards.is_well_formed(text) is bool(score)
 
 
+@pytest.mark.parametrize(
+    "answer, score",
+    [
+        ("Jawaban akhir: \\boxed{9}", 1.0),
+        ("Jadi 9 apel.\n\nJawaban: 9 apel.\n\nJawaban akhir: \\boxed{9}", 1.0),
+        ("Jawaban akhir: \\boxed{9}\n\n" * 3, 0.14),
+        ("Jawaban akhir: \\boxed{9}\n\n" * 4, 0.0),
+        ("Jawaban akhir:\n\n" * 50, 0.0),
+        ("\\boxed{9} " * 50, 0.0),
+        ("9\n" * 50, 0.0),
+        ("Budi membeli 3 apel dan 5 jeruk, jadi seluruhnya 3 + 5 = 8 buah: \\boxed{8}.", 1.0),
+    ],
+)
+def test_format_reward_is_less_for_an_answer_given_again_and_again(answer, score):
+    text = f"<think>a b</think>{answer}"
+    assert call(rewards.format_reward, text) == pytest.approx(score, abs=0.01)
+    assert rewards.is_well_formed(text)
+
+
 # --- the language ---------------------------------------------------------------------------------
 
 ID = (
