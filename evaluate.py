@@ -27,8 +27,8 @@ from pathlib import Path
 
 import data
 from data import fail, make_messages, number, one_line, render_prompt
-from train import check_adapter, get_vllm_rank, load_model, make_empty_model, read_run
-from train import set_environment, start_swanlab
+from train import check_adapter, get_questions, get_vllm_rank, load_model, make_empty_model
+from train import read_run, set_environment, start_swanlab
 
 
 def main(args):
@@ -81,23 +81,24 @@ def main(args):
     for arm in arms:
         for i, sample in enumerate(samples):
             text = render_prompt(tokenizer, make_messages(sample["prompt"], system_prompt))
-            request = make_request(arm, text, args.seed + i)
-            requests.append(request | {"sample": sample})
+            requests.append(make_request(arm, text, args.seed + i))
 
     generate = choose_generator(args)
     completions, loaded = generate(args, tokenizer, adapters, requests + singles)
     seconds = {"load": round(loaded - started, 1), "generate": round(time.time() - loaded, 1)}
-    for request, completion in zip(requests, completions):
-        request["sample"][request["arm"]] = completion
-    for single, completion in zip(singles, completions[len(requests) :]):
-        single.update(completion)
+    answered = iter(completions)
+    for arm in arms:
+        for sample in samples:
+            sample[arm] = next(answered)
+    for single in singles:
+        single.update(next(answered))
     print_answers(singles)
 
     # get_lang and what else grades is in rewards.py
     import rewards
 
     prefilled = requests[0]["prompt"].rstrip().endswith(tags[0])
-    rewards.configure(tags, args.target_lang, think_is_prefilled=prefilled)
+    rewards.configure(tags, args.target_lang, prefilled=prefilled)
     results = summarize(samples)
     if len(adapters) > 1:
         results["steps"] = {name: get_step(adapters[name], run) for name in adapters}
@@ -107,7 +108,7 @@ def main(args):
         "reasoning_tokens": tags,
         "think_is_prefilled": prefilled,
         "single_prompts": singles,
-        "arguments": vars(args) | {"adapter": adapters.get("lora")},  # one folder, for export.py
+        "arguments": vars(args),
         "versions": data.get_versions(),
         "commit": run.get("commit"),
         "seconds": seconds,
@@ -387,15 +388,16 @@ def paired_difference(both: int, only_first: int, only_second: int, neither: int
     return difference, [low, high]
 
 
-def samples_needed(p1: float, p2: float) -> int:
-    """Return the samples per arm that show p1 against p2 at 5 % with 80 % power (Fleiss)."""
+def samples_needed(discordant: float, difference: float) -> int:
+    """Return the samples that show a paired difference at 5 % with 80 % power (Connor, 1987).
+
+    `discordant`: the share of samples on which the two verdicts differ.
+    """
     from scipy.stats import norm
 
-    mean = (p1 + p2) / 2
-    spread_if_equal = math.sqrt(2 * mean * (1 - mean))
-    spread = math.sqrt(p1 * (1 - p1) + p2 * (1 - p2))
-    root = norm.ppf(0.975) * spread_if_equal + norm.ppf(0.8) * spread
-    return math.ceil((root / (p1 - p2)) ** 2)
+    root = norm.ppf(0.975) * math.sqrt(discordant)
+    root += norm.ppf(0.8) * math.sqrt(discordant - difference**2)
+    return math.ceil((root / difference) ** 2)
 
 
 def compare(first: list[bool], second: list[bool]) -> dict:
@@ -406,11 +408,15 @@ def compare(first: list[bool], second: list[bool]) -> dict:
     only_second = pairs.count((False, True))
     neither = pairs.count((False, False))
     difference, interval = paired_difference(both, only_first, only_second, neither)
-    p = mcnemar(only_first, only_second)
-    return {"difference": difference, "difference_ci95": interval, "mcnemar_p": p}
+    return {
+        "difference": difference,
+        "difference_ci95": interval,
+        "mcnemar_p": mcnemar(only_first, only_second),
+        "discordant": (only_first + only_second) / len(pairs),
+    }
 
 
-def verdict(comparison: dict, n: int, base_rate: float, lora_rate: float, up="improved") -> str:
+def verdict(comparison: dict, n: int, up="improved") -> str:
     """Return one sentence on a result of compare(); `up` names a rise."""
     points = 100 * comparison["difference"]
     p = comparison["mcnemar_p"]
@@ -421,8 +427,8 @@ def verdict(comparison: dict, n: int, base_rate: float, lora_rate: float, up="im
         return f"{moved} by {abs(points):.0f} points ({interval}, n = {n}, {p_text(p)})"
     sentence = f"no difference shown at n = {n} ({p_text(p)})"
     if abs(points) >= 1:
-        needed = samples_needed(base_rate, lora_rate)
-        sentence += f"; about {needed} per arm are needed for {abs(points):.0f} points"
+        needed = samples_needed(comparison["discordant"], comparison["difference"])
+        sentence += f"; about {needed} samples are needed for {abs(points):.0f} points"
     return sentence
 
 
@@ -507,7 +513,6 @@ def summarize(samples: list[dict]) -> dict:
             with_lora = [row[arms[-1]][rate] for row in samples]
             without_lora = [row["base"][rate] for row in samples]
             results["comparisons"][rate] = compare(with_lora, without_lora)
-        results |= results["comparisons"]["indonesian_rate"]
     return results
 
 
@@ -558,7 +563,7 @@ def rescore(path: str):
     if old.get("target_lang") not in data.LANGUAGES:
         fail(f"--rescore: {results_file} is not evaluate.py's: it has no target_lang")
     prefilled = old.get("think_is_prefilled", False)
-    rewards.configure(tokens, old["target_lang"], think_is_prefilled=prefilled)
+    rewards.configure(tokens, old["target_lang"], prefilled=prefilled)
     results = old | summarize(samples)
     if len(results["arms"]) > 1:
         print_tutorial_result(results)
@@ -619,7 +624,6 @@ def report(samples: list[dict], results: dict, samples_file: str):
 def print_rates(results: dict):
     """Print each rate of each arm with its interval, and the verdict on the last arm."""
     n = results["n"]
-    lora = results["arms"][-1]
     width = max(len(arm) for arm in results["arms"])
     for rate in RATES:
         for arm in results["arms"]:
@@ -629,7 +633,7 @@ def print_rates(results: dict):
         if "comparisons" in results:
             up = "rose" if rate in ("closed_thought_rate", "truncation_rate") else "improved"
             comparison = results["comparisons"][rate]
-            sentence = verdict(comparison, n, results["base"][rate], results[lora][rate], up)
+            sentence = verdict(comparison, n, up)
             print(f"{'':23} {sentence}")
     for arm in results["arms"]:
         tokens = f"{results[arm]['mean_tokens']:.1f}"
@@ -835,6 +839,7 @@ def log_to_swanlab(args, samples: list[dict], results: dict, folder: str):
 def check_folder(folder: str):
     """End with one line if an evaluation cannot be written there; leaves nothing behind."""
     there = os.listdir(folder) if os.path.isdir(folder) else []
+    there = [name for name in there if not name.startswith("tmp")]  # report()'s, if it was killed
     if there and not {"samples.jsonl", "results.json"} & set(there):
         fail(f"{folder} holds something else than an evaluation: take another --name")
     existing = os.path.abspath(folder)
@@ -901,7 +906,7 @@ def load_prompts(args, run: dict, tokenizer):
 
     split = "held-out" if other_data else args.split
     if split == "held-out" and not other_data:
-        questions = held_out and [prompt[-1]["content"] for prompt in held_out["prompt"]]
+        questions = get_questions(held_out)
         if not questions or questions != run.get("held_out"):
             fail(
                 f"--split held-out: {args.output_dir}/run.json does not show that train.py left "
@@ -934,20 +939,16 @@ def folder_name(value: str) -> str:
 
 def take_from_run(parser, output_dir: str, used: dict):
     """Parse again, where model, data and tracker default to what train.py used (run.json)."""
-    names = "model dataset dataset_config dataset_split system_prompt target_lang seed"
-    names += " reasoning_tokens max_prompt_quantile eval_fraction"
-    for name in [*names.split(), "engine", "load_in_4bit"]:
+    names = """model revision dataset dataset_config dataset_split dataset_revision system_prompt
+        target_lang seed reasoning_tokens max_prompt_quantile eval_fraction""".split()
+    tracking = ["report_to", "swanlab_mode", "swanlab_id"]
+    for name in [*names, *tracking, "engine", "load_in_4bit"]:
         if name not in used:
             fail(f"{output_dir}/run.json is of another version of train.py: it has no {name}")
-    parser.set_defaults(**{name: used[name] for name in names.split()})
-    parser.set_defaults(
-        load_in_4bit=used["engine"] == "unsloth" and used["load_in_4bit"],  # TRL + PEFT: never
-        revision=used.get("revision"),
-        dataset_revision=used.get("dataset_revision"),
-    )
-    if used.get("report_to") == "swanlab":
-        names = ("report_to", "swanlab_mode", "swanlab_id")
-        parser.set_defaults(**{name: used.get(name) for name in names})
+    parser.set_defaults(**{name: used[name] for name in names})
+    parser.set_defaults(load_in_4bit=used["engine"] == "unsloth" and used["load_in_4bit"])
+    if used["report_to"] == "swanlab":
+        parser.set_defaults(**{name: used[name] for name in tracking})
     args = parser.parse_args()
     # a revision is one of this model or data set; another model is loaded as it is
     if args.model != used["model"]:
@@ -985,7 +986,7 @@ def parse_arguments():
     add("--max-tokens", type=count, default=2048, help="longest completion, in tokens")
     add("--temperature", type=positive_or_0, default=1.0, help="sampling temperature; 0: greedy")
     add("--top-k", type=count_or_all, default=50, help="number of tokens to sample from; -1: all")
-    add("--load-in-4bit", action=on_or_off, default=True, help="4-bit base; default: as trained")
+    add("--load-in-4bit", action=on_or_off, default=False, help="4-bit base; default: as trained")
     add("--fast-inference", action=on_or_off, default=True, help="generate with vLLM, on a GPU")
     add("--gpu-memory-utilization", type=share, default=0.7, help="vLLM's share of GPU memory")
     data.add_data_arguments(parser)
@@ -998,7 +999,6 @@ def parse_arguments():
     run = {} if args.rescore else read_run(args.output_dir)
     if run:
         args = take_from_run(parser, args.output_dir, run["arguments"])
-    data.check_reasoning_tokens(args)
     adapters = args.adapter or []
     if len(adapters) > 1 and "none" in adapters:
         fail("--adapter none stands alone")
@@ -1008,6 +1008,7 @@ def parse_arguments():
             args.name = "eval-alone"
     if args.report_to == "swanlab" and not importlib.util.find_spec("swanlab"):
         fail("--report-to swanlab: no such package; pip install swanlab")
+    data.check_reasoning_tokens(args)
     sys.excepthook = functools.partial(data.explain_full_disk, args.output_dir)
     return args
 

@@ -36,12 +36,12 @@ from train import set_environment, write
 
 def main(args):
     set_environment()
-    arguments = fill_in_from_run(args)  # run.json's: which base model, which system prompt
+    run_args = fill_in_from_run(args)  # run.json's: which base model, which system prompt
     check_arguments(args)
     check_room(args)
     tokenizer = data.load_tokenizer(args.model, args.revision)
     adapter_config = check_adapter(args.adapter, args.model, args.revision)
-    system_prompt = get_system_prompt(arguments)
+    system_prompt = get_system_prompt(run_args)
     conversations = [data.make_messages(problem, system_prompt) for problem in PROBLEMS]
     prompts = [data.encode_prompt(tokenizer, conversation) for conversation in conversations]
     results = read_results(args)  # evaluate.py's, for the model cards
@@ -73,7 +73,7 @@ def main(args):
             "agreement": {"merged_16bit": check_answers("merged_16bit", folder, references)},
         }
         # 4 keep
-        write(f"{folder}/README.md", make_card("merged_16bit", args, arguments, results, record))
+        write(f"{folder}/README.md", make_card("merged_16bit", args, run_args, results, record))
         merged = keep(args, "merged_16bit", record, started)
 
     # 合并为4位: save_method = "merged_4bit"
@@ -84,7 +84,7 @@ def main(args):
         tokenizer.save_pretrained(folder)
         check_tokenizer(folder, conversations, prompts)
         record = {"agreement": {"merged_4bit": check_answers("merged_4bit", folder, references)}}
-        write(f"{folder}/README.md", make_card("merged_4bit", args, arguments, results, record))
+        write(f"{folder}/README.md", make_card("merged_4bit", args, run_args, results, record))
         keep(args, "merged_4bit", record, started)
 
     # 仅LoRA适配器: model.save_pretrained and tokenizer.save_pretrained
@@ -95,7 +95,7 @@ def main(args):
         tokenizer.save_pretrained(folder)
         check_adapter(folder, args.model, args.revision)
         record = {"rank": adapter_config["r"], "lora_alpha": adapter_config["lora_alpha"]}
-        write(f"{folder}/README.md", make_card("lora", args, arguments, results, record))
+        write(f"{folder}/README.md", make_card("lora", args, run_args, results, record))
         keep(args, "lora", record, started)
 
     # GGUF / llama.cpp 转换: model.save_pretrained_gguf(..., quantization_method = [...])
@@ -111,10 +111,10 @@ def main(args):
         if "f16" not in args.quantization and "f16" in files:
             os.remove(files["f16"])  # it was only what the k-quants are made from
         first = files[args.quantization[0]]
-        temperature = arguments.get("temperature", 1.0)
+        temperature = run_args.get("temperature", 1.0)
         modelfile = make_modelfile(tokenizer, first, adds_bos, system_prompt, temperature)
         write(f"{folder}/Modelfile", modelfile)
-        write(f"{folder}/README.md", make_card("gguf", args, arguments, results, record))
+        write(f"{folder}/README.md", make_card("gguf", args, run_args, results, record))
         keep(args, "gguf", record, started)
 
     # push_to_hub_merged, push_to_hub, push_to_hub_gguf
@@ -335,7 +335,11 @@ def answer_greedily(model, prompts: list[list[int]]) -> list[tuple[list[int], li
     for prompt in prompts:
         ids = torch.tensor([prompt], device=model.device)
         output = model.generate(
-            input_ids=ids, attention_mask=torch.ones_like(ids), do_sample=False, max_new_tokens=48
+            input_ids=ids,
+            attention_mask=torch.ones_like(ids),
+            do_sample=False,
+            max_new_tokens=48,
+            repetition_penalty=1.0,  # whatever generation_config.json says: logits are compared
         )
         references.append((prompt, output[0, len(prompt) :].tolist()))
     return references
@@ -525,10 +529,10 @@ def fill_in_from_run(args) -> dict:
     """Set model, revision, adapter and engine where not given; return train.py's arguments."""
     run = read_run(args.output_dir)
     # effective: what came of the flags that the hardware decides
-    arguments = run.get("arguments", {}) | run.get("effective", {})
+    run_args = run.get("arguments", {}) | run.get("effective", {})
     if not args.model:
-        args.model = arguments.get("model")
-        args.revision = args.revision or arguments.get("revision")
+        args.model = run_args.get("model")
+        args.revision = args.revision or run_args.get("revision")
     if not args.model:
         fail(f"no run.json in {args.output_dir}: name the base model with --model")
     if run.get("state") == "running" and not args.adapter:
@@ -537,10 +541,10 @@ def fill_in_from_run(args) -> dict:
             f"export a checkpoint: --adapter {args.output_dir}/checkpoint-N"
         )
     args.adapter = args.adapter or os.path.join(args.output_dir, "grpo_lora")
-    args.engine = args.engine or arguments.get("engine", "unsloth")
+    args.engine = args.engine or run_args.get("engine", "unsloth")
     args.format = list(dict.fromkeys(args.format))
     args.quantization = list(dict.fromkeys(args.quantization))
-    return arguments
+    return run_args
 
 
 def check_arguments(args):
@@ -573,12 +577,12 @@ def check_repository(name: str):
         fail(f"--push-to-hub {name}: {one_line(error)}")
 
 
-def get_system_prompt(arguments: dict) -> str | None:
+def get_system_prompt(run_args: dict) -> str | None:
     """Return the system prompt that the model was trained with; without run.json the tutorial's."""
     return data.make_system_prompt(
-        arguments.get("system_prompt", "zh"),
-        arguments.get("target_lang", "id"),
-        arguments.get("reasoning_tokens") or ("<think>", "</think>"),
+        run_args.get("system_prompt", "zh"),
+        run_args.get("target_lang", "id"),
+        run_args.get("reasoning_tokens") or ("<think>", "</think>"),
     )
 
 
@@ -589,7 +593,7 @@ def read_results(args) -> dict:
     for key in ("base", "lora", "adapters", "arguments"):
         if not isinstance(results.get(key), dict):
             return {}
-    evaluated = os.path.join(args.output_dir, "grpo_lora")
+    evaluated = os.path.join(args.output_dir, "grpo_lora")  # wherever the folder was moved to
     if results["arguments"].get("adapter"):
         evaluated = results["adapters"].get("lora", "")
     weights = os.path.join(args.adapter, "adapter_model.safetensors")
@@ -701,16 +705,20 @@ def public_name(value: str) -> str:
     return os.path.basename(os.path.normpath(value))
 
 
-def make_card(name: str, args, arguments: dict, results: dict, record: dict) -> str:
+# What a model card says nothing of: it concerns one machine
+PRIVATE = ("output_dir", "resume", "report_to", "swanlab_mode", "swanlab_id")
+
+
+def make_card(name: str, args, run_args: dict, results: dict, record: dict) -> str:
     """Return the model card (README.md) of the export `name`, without any local path.
 
-    `arguments`: run.json's; `results`: evaluate.py's, {} for none; `record`: the proofs.
+    `run_args`: run.json's; `results`: evaluate.py's, {} for none; `record`: the proofs.
     """
     public = {}
-    for key, value in (arguments | {"model": args.model, "revision": args.revision}).items():
+    for key, value in (run_args | {"model": args.model, "revision": args.revision}).items():
         if isinstance(value, str) and key not in ("system_prompt", "revision", "dataset_revision"):
             value = public_name(value)
-        if value is not None and key != "output_dir":
+        if value is not None and key not in PRIVATE:
             public[key] = value
     model = public["model"]
     dataset = public.get("dataset", "unknown")

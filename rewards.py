@@ -36,7 +36,7 @@ import re
 
 import langid
 
-# What configure() sets
+# What configure() sets, with match_format below
 reasoning_start = "<think>"
 reasoning_end = "</think>"
 target_lang = "id"
@@ -44,26 +44,19 @@ think_is_prefilled = False
 max_completion_length = 0
 
 
-def configure(
-    reasoning_tokens,
-    target_lang: str,
-    think_is_prefilled: bool = False,
-    max_completion_length: int = 0,
-) -> None:
+def configure(tags, language: str, prefilled: bool = False, max_length: int = 0) -> None:
     """Set the tags (start, end) and the target language (ISO 639-1) of every reward.
 
-    `think_is_prefilled`: the chat template itself ends in the start tag, so completions lack it.
-    `max_completion_length`: a completion of so many tokens was cut; 0: each may have been.
+    `prefilled`: the chat template itself ends in the start tag, so completions lack it.
+    `max_length`: a completion of so many tokens was cut; 0: each may have been.
     """
-    reasoning_start, reasoning_end = reasoning_tokens
-    globals().update(  # the notebook's variables, which its reward functions read
-        reasoning_start=reasoning_start,
-        reasoning_end=reasoning_end,
-        target_lang=target_lang,
-        think_is_prefilled=think_is_prefilled,
-        max_completion_length=max_completion_length,
-        match_format=re.compile(rf"{re.escape(reasoning_end)}(.*)", re.DOTALL),
-    )
+    global reasoning_start, reasoning_end, match_format, target_lang
+    global think_is_prefilled, max_completion_length
+    reasoning_start, reasoning_end = tags
+    match_format = re.compile(rf"{re.escape(reasoning_end)}(.*)", re.DOTALL)
+    target_lang = language
+    think_is_prefilled = prefilled
+    max_completion_length = max_length
 
 
 # --------------------------------------------------------------------------------------------------

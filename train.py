@@ -18,7 +18,6 @@ import functools
 import glob
 import hashlib
 import importlib.util
-import inspect
 import itertools
 import json
 import logging
@@ -42,8 +41,8 @@ CHECKPOINTING = {"unsloth": "unsloth", "true": True, "false": False}
 def main(args):
     started = time.time()
     set_environment()
-    # refuses what cannot work, takes output_dir; args.checkpoint is where to go on from
-    begin_run(args)
+    # refuses what cannot work, takes output_dir; a checkpoint to go on from, or None
+    checkpoint = begin_run(args)
 
     # 模型加载, LoRA配置
     if args.engine == "unsloth":
@@ -79,18 +78,13 @@ def main(args):
     # 奖励函数: rewards.py has these cells
     import rewards
 
-    weights = rewards.REWARDS[args.rewards]  # {match_format_exactly: 1.0, ...}
-    args.reward_weights = args.reward_weights or list(weights.values())
-    reward_funcs = [*weights, *rewards.MEASURED]  # what is only measured has weight 0
+    reward_funcs = [*rewards.REWARDS[args.rewards], *rewards.MEASURED]  # measured: weight 0
 
     # 训练模型
     max_prompt_length = maximum_length + 1  # +1, as the tutorial has it
     max_completion_length = args.max_seq_length - max_prompt_length
     check_sizes(args, tokenizer, dataset, held_out, max_prompt_length)
-    first_prompt = data.render_prompt(tokenizer, dataset[0]["prompt"])
-    think_is_prefilled = first_prompt.rstrip().endswith(args.reasoning_tokens[0])
-    tags = args.reasoning_tokens
-    rewards.configure(tags, args.target_lang, think_is_prefilled, max_completion_length)
+    configure_rewards(args, tokenizer, dataset, max_completion_length)
 
     import torch
     from trl import GRPOConfig, GRPOTrainer
@@ -140,13 +134,13 @@ def main(args):
     trainer = GRPOTrainer(
         model=model,
         processing_class=tokenizer,
-        reward_funcs=[check_values(function) for function in reward_funcs],
+        reward_funcs=reward_funcs,
         args=training_args,
         train_dataset=dataset,
         peft_config=peft_config,
     )
     watch = before_training(args, trainer, tokenizer, dataset, held_out, max_prompt_length, started)
-    train(args, trainer, watch)
+    train(args, trainer, watch, checkpoint)
 
     # 推理: save the LoRA and verify that it was trained; evaluate.py has the rest
     if not is_main_process():
@@ -229,8 +223,11 @@ def is_main_process() -> bool:
 
 
 def check_arguments(args):
-    """End with one line where flags do not fit together."""
-    fill_in(args)
+    """Set the flags that follow from others; end with one line where they do not fit together."""
+    args.lora_alpha = args.lora_alpha or 2 * args.lora_rank
+    incomplete = get_completions_per_step(args) % args.num_generations
+    if incomplete and args.per_device_train_batch_size == 1:
+        args.per_device_train_batch_size = args.num_generations  # as Unsloth does
     completions = get_completions_per_step(args)
     if completions % args.num_generations:
         fail(
@@ -240,14 +237,6 @@ def check_arguments(args):
     if args.report_to != "none" and not importlib.util.find_spec(args.report_to):
         fail(f"--report-to {args.report_to}: pip install it, or use run.sh's environment")
     data.check_reasoning_tokens(args)
-
-
-def fill_in(args):
-    """Set the flags that follow from others."""
-    args.lora_alpha = args.lora_alpha or 2 * args.lora_rank
-    incomplete = get_completions_per_step(args) % args.num_generations
-    if incomplete and args.per_device_train_batch_size == 1:
-        args.per_device_train_batch_size = args.num_generations  # as Unsloth does
 
 
 def get_completions_per_step(args) -> int:
@@ -273,15 +262,20 @@ def check_hardware(args):
 
 
 def check_names(args):
-    """Refuse rewards, weights, prompts and languages that our files or langid do not have."""
+    """Refuse rewards, weights, prompts and languages that our files or langid do not have.
+
+    Sets args.reward_weights where they were not given.
+    """
     import langid
 
     import rewards
 
     if args.rewards not in rewards.REWARDS:
         fail(f"--rewards {args.rewards}: rewards.REWARDS has {', '.join(rewards.REWARDS)}")
-    names = [function.__name__ for function in rewards.REWARDS[args.rewards]]
-    if args.reward_weights and len(args.reward_weights) != len(names):
+    weights = rewards.REWARDS[args.rewards]  # {match_format_exactly: 1.0, ...}
+    args.reward_weights = args.reward_weights or list(weights.values())
+    names = [function.__name__ for function in weights]
+    if len(args.reward_weights) != len(names):
         fail(f"--reward-weights needs {len(names)} values: {', '.join(names)}")
     data.make_system_prompt(args.system_prompt, args.target_lang, ("", ""))
     if args.target_lang not in dict(langid.rank("")):  # all that it knows
@@ -333,9 +327,10 @@ def check_sizes(args, tokenizer, dataset, held_out, max_prompt_length):
     prompts = get_completions_per_step(args) // args.num_generations
     if len(dataset) < prompts:
         fail(f"a step needs {prompts} prompts, and there are {len(dataset)}")
-    if held_out and args.min_held_out > len(held_out):
+    n = len(held_out) if held_out else 0
+    if n < args.min_held_out:
         fail(
-            f"--eval-fraction {args.eval_fraction} of the data is {len(held_out)} prompts, and "
+            f"--eval-fraction {args.eval_fraction} of the data is {n} prompts, and "
             f"{args.min_held_out} shall be evaluated: raise --eval-fraction"
         )
     import rewards
@@ -348,11 +343,21 @@ def check_sizes(args, tokenizer, dataset, held_out, max_prompt_length):
             print(f"warning: {unusable} of {len(dataset)} answers are no numbers: not rewarded")
 
 
-def check_same_checkpoint(args):
+def configure_rewards(args, tokenizer, dataset, max_completion_length):
+    """Tell the rewards the tags, the language, and whether the template opens the thought."""
+    import rewards
+
+    start, _ = args.reasoning_tokens
+    prompt = data.render_prompt(tokenizer, dataset[0]["prompt"])
+    prefilled = prompt.rstrip().endswith(start)
+    rewards.configure(args.reasoning_tokens, args.target_lang, prefilled, max_completion_length)
+
+
+def check_same_checkpoint(args, checkpoint):
     """End with one line where a process sees another checkpoint: they would wait for each other."""
     from accelerate.utils import gather_object
 
-    seen = sorted(set(gather_object([os.path.basename(str(args.checkpoint))])))
+    seen = sorted(set(gather_object([os.path.basename(str(checkpoint))])))
     if len(seen) > 1:
         fail(
             f"processes see different checkpoints, {' and '.join(seen)}: let all machines share "
@@ -423,8 +428,13 @@ def fingerprint(model: str, revision: str | None = None) -> str | None:
     from transformers.utils import cached_file
 
     folder = os.path.dirname(cached_file(model, "config.json", revision=revision))
-    paths = sorted(glob.glob(os.path.join(glob.escape(folder), "*.safetensors")))
-    if not paths:
+    names = ["model.safetensors"]
+    index = os.path.join(folder, "model.safetensors.index.json")
+    if os.path.exists(index):
+        with open(index, encoding="utf-8") as file:
+            names = sorted(set(json.load(file)["weight_map"].values()))
+    paths = [os.path.join(folder, name) for name in names]
+    if not all(os.path.exists(path) for path in paths):
         return None
     digest = hashlib.sha256()
     for path in paths:
@@ -578,15 +588,13 @@ def resume_arguments(parser, args):
     run = read_run(args.output_dir)
     if not run:
         return args
-    known = {name: value for name, value in run["arguments"].items() if hasattr(args, name)}
-    parser.set_defaults(**known)
-    parser.set_defaults(output_dir=args.output_dir)
+    given = {name: value for name, value in run["given"].items() if hasattr(args, name)}
+    parser.set_defaults(**given | {"output_dir": args.output_dir})
     args = parser.parse_args()
-    fill_in(args)
     checkpoints = glob.glob(os.path.join(glob.escape(args.output_dir), "checkpoint-*"))
     if run.get("state") == "running" and not checkpoints:
         return args  # out of memory at the first step, for instance: nothing to keep to yet
-    for name, value in known.items():
+    for name, value in given.items():
         if name not in MAY_CHANGE and getattr(args, name) != value:
             flag = "--" + name.replace("_", "-")
             fail(
@@ -596,33 +604,33 @@ def resume_arguments(parser, args):
     return args
 
 
-def begin_run(args):
+def begin_run(args) -> str | None:
     """Check the machine and the model; take the output folder, which belongs to one run.
 
-    A new run moves what another one left aside; with --resume, args.checkpoint is the newest
-    complete checkpoint, None where there is none.
+    A new run moves what another one left aside. With --resume it returns the newest complete
+    checkpoint, if there is one.
     """
     check_hardware(args)
     check_names(args)
     check_model(args)
-    args.checkpoint = None
     run = read_run(args.output_dir) if args.resume else {}
     args.swanlab_id = run.get("arguments", {}).get("swanlab_id") or uuid.uuid4().hex
-    if run:
-        args.checkpoint = find_checkpoint(args.output_dir)
+    checkpoint = find_checkpoint(args.output_dir) if run else None
     if run.get("state") == "finished":
         made = run["effective"]
         if has_all_steps(args, made["steps"], made.get("epochs", 0)):
-            print(f"{args.output_dir}: this run is finished, nothing to do")
+            if is_main_process():
+                print(f"{args.output_dir}: this run is finished, nothing to do")
             raise SystemExit(0)
     if is_main_process():
         if not run:  # checkpoints without run.json are nobody's
             move_aside(args.output_dir)
-        elif args.checkpoint:
-            print(f"resuming {args.output_dir} from {args.checkpoint}")
+        elif checkpoint:
+            print(f"resuming {args.output_dir} from {checkpoint}")
         else:
             print(f"starting {args.output_dir} again: it has no complete checkpoint")
         lock_folder(args.output_dir)
+    return checkpoint
 
 
 def has_all_steps(args, steps: int, epochs: float) -> bool:
@@ -676,7 +684,8 @@ def find_checkpoint(folder) -> str | None:
                 return path
         except (OSError, ValueError):
             pass
-        print(f"{path} is not complete: trying an older one")
+        if is_main_process():
+            print(f"{path} is not complete: trying an older one")
     return None
 
 
@@ -692,7 +701,8 @@ def write_run(args, state, **entries):
         return
     import torch
 
-    arguments = {name: value for name, value in vars(args).items() if name != "checkpoint"}
+    arguments = vars(args).copy()
+    given = arguments.pop("given")
     here = os.path.dirname(os.path.abspath(__file__))
     command = "git rev-parse HEAD"  # by a shell, for where git is not installed
     git = subprocess.run(command, shell=True, cwd=here, capture_output=True, text=True)
@@ -700,6 +710,7 @@ def write_run(args, state, **entries):
     run = {
         "state": state,
         "arguments": arguments,
+        "given": given,  # before anything followed from it: for --resume
         "base_fingerprint": fingerprint(args.model, args.revision),
         "versions": data.get_versions(),
         "commit": git.stdout.strip(),
@@ -775,7 +786,6 @@ def print_summary(steps):
 def before_training(args, trainer, tokenizer, dataset, held_out, max_prompt_length, started):
     """Check, print and record what will be trained; return the callback of make_watch."""
     prompt = dataset[0]["prompt"]
-    check_same_checkpoint(args)
     watch = make_watch(args, trainer, started)
     if is_main_process():
         print("first prompt:", data.render_prompt(tokenizer, prompt), sep="\n")
@@ -836,12 +846,12 @@ def start_swanlab(args):
         name=name,
         mode=args.swanlab_mode,
         log_dir=os.path.join(args.output_dir, "swanlog"),
-        config=vars(args),
+        config={name: value for name, value in vars(args).items() if name != "given"},
     )
 
 
-def train(args, trainer, watch):
-    """trainer.train(), from args.checkpoint if there is one; SIGINT and SIGTERM save and stop.
+def train(args, trainer, watch, checkpoint):
+    """trainer.train(), from a checkpoint if there is one; SIGINT and SIGTERM save and stop.
 
     torchrun (torch 2.11) waits 30 s for that: with longer steps the last checkpoint counts.
     """
@@ -853,16 +863,17 @@ def train(args, trainer, watch):
         signal.signal(signum, signal.SIG_DFL)  # a second one ends at once
         print("stopping after this step; once more: at once", flush=True)
 
+    check_same_checkpoint(args, checkpoint)
     for signum in (signal.SIGINT, signal.SIGTERM):
         signal.signal(signum, stop_after_step)
-    if is_trained(args, args.checkpoint):
-        take_adapter(trainer, args.checkpoint)  # transformers would train one step more
+    if is_trained(args, checkpoint):
+        take_adapter(trainer, checkpoint)  # transformers would train one step more
     else:
         # PEFT casts a LoRA's input to float32 and autocast back to bfloat16: 13 % of an update's
         # time on an H100, for the same product
         is_bfloat16 = args.engine == "trl" and torch.cuda.is_available()
         with disable_input_dtype_casting(trainer.model, active=is_bfloat16):
-            trainer.train(resume_from_checkpoint=args.checkpoint)
+            trainer.train(resume_from_checkpoint=checkpoint)
     if torch.distributed.is_initialized():
         # a process that ends with the group's threads alive can abort (pytorch#179291): the wrapped
         # model would keep them
@@ -957,30 +968,9 @@ def make_watch(args, trainer, started):
     return watch
 
 
-def check_values(function):
-    """Return a reward function whose values are counted: TRL gives a single one to all."""
-    if inspect.iscoroutinefunction(function):  # a fork's: TRL awaits these itself
-        return function
-
-    @functools.wraps(function)
-    def checked(completions, **kwargs):
-        values = function(completions=completions, **kwargs)
-        name = function.__name__
-        if len(values) != len(completions):
-            fail(
-                f"{name} returned {len(values)} values for {len(completions)} completions", status=1
-            )
-        for value in values:
-            if value is not None and not math.isfinite(value):
-                fail(f"{name} returned {value}", status=1)
-        return values
-
-    return checked
-
-
 def check_finite(logs, step):
-    """End where loss, gradient or reward is not finite: nothing could be learned from there on."""
-    for key in ("loss", "grad_norm", "reward"):
+    """End where gradient or reward is not finite: nothing could be learned from there on."""
+    for key in ("grad_norm", "reward"):
         value = logs.get(key)
         if value is not None and not math.isfinite(value):
             fail(f"{key} is {value} at step {step}: lower --learning-rate", status=1)
@@ -1171,7 +1161,9 @@ def parse_arguments():
         fail("--max-steps must be at least 1, or -1")
     if args.resume:
         args = resume_arguments(parser, args)
+    given = vars(args).copy()
     check_arguments(args)
+    args.given = given
     sys.excepthook = functools.partial(data.explain_full_disk, args.output_dir)
     return args
 

@@ -14,6 +14,7 @@ import subprocess
 import sys
 from types import SimpleNamespace
 
+import numpy as np
 import pytest
 from conftest import ROOT, run_script
 
@@ -122,6 +123,9 @@ def world(tmp_path_factory):
         "seed": 3407,
         "load_in_4bit": True,
         "max_seq_length": 128,
+        "report_to": "none",
+        "swanlab_mode": "local",
+        "swanlab_id": "0",
     }
     tokenizer = data.load_tokenizer(str(base))
     _, held_out, _ = data.load_math_dataset(argparse.Namespace(**used), tokenizer)
@@ -211,8 +215,16 @@ def test_paired_difference_at_the_edges(counts):
     assert -1 <= low <= difference <= high <= 1
 
 
-def test_samples_needed():  # 40 % against 60 % at 80 % power
-    assert evaluate.samples_needed(0.4, 0.6) == 97 == evaluate.samples_needed(0.6, 0.4)
+@pytest.mark.parametrize("only_first, only_second", [(0.35, 0.15), (0.075, 0.035), (0.0, 0.2)])
+def test_samples_needed_show_the_difference_in_about_80_of_100_cases(only_first, only_second):
+    difference = only_first - only_second
+    n = evaluate.samples_needed(only_first + only_second, difference)
+    assert n == evaluate.samples_needed(only_first + only_second, -difference)
+    rng = np.random.default_rng(7)
+    rates = [only_first, only_second, 1 - only_first - only_second]
+    draws = rng.multinomial(n, rates, size=1000)
+    shown = sum(evaluate.mcnemar(int(first), int(second)) < 0.05 for first, second, _ in draws)
+    assert 650 <= shown <= 860  # exact p: a little less than the formula's
 
 
 def make_verdicts(both, only_first, only_second, neither):
@@ -235,7 +247,7 @@ def make_verdicts(both, only_first, only_second, neither):
         (  # the tutorial's 12 against 8
             (5, 7, 3, 5),
             "improved",
-            "no difference shown at n = 20 (p = 0.34); about 97 per arm are needed for 20 points",
+            "no difference shown at n = 20 (p = 0.34); about 96 samples are needed for 20 points",
         ),
         ((0, 0, 6, 244), "rose", "fell by 2 points (95 % CI -5 to 0, n = 250, p = 0.031)"),
         ((5, 5, 5, 5), "improved", "no difference shown at n = 20 (p = 1.00)"),
@@ -245,7 +257,7 @@ def test_verdict(counts, up, sentence):
     lora, base = make_verdicts(*counts)
     n = len(lora)
     comparison = evaluate.compare(lora, base)
-    assert evaluate.verdict(comparison, n, sum(base) / n, sum(lora) / n, up) == sentence
+    assert evaluate.verdict(comparison, n, up) == sentence
 
 
 @pytest.mark.parametrize(
@@ -326,7 +338,7 @@ def test_accuracy_does_not_depend_on_tags(graded, text, truncated, accuracy, clo
 
 
 def test_a_prefilled_thought_is_closed():
-    rewards.configure(["<think>", "</think>"], "id", think_is_prefilled=True)
+    rewards.configure(["<think>", "</think>"], "id", prefilled=True)
     cell = evaluate.grade("satu dua</think>34", False, "34", "")
     rewards.configure(["<think>", "</think>"], "id")
     assert cell["closed_thought_rate"] and cell["accuracy"]
@@ -404,7 +416,7 @@ def test_the_last_arm_is_compared_with_the_base(graded):
     assert changes["indonesian_rate"]["difference"] == pytest.approx(4 / 6)
     assert changes["accuracy"]["difference"] == pytest.approx(-3 / 6)
     assert changes["accuracy"]["mcnemar_p"] == evaluate.mcnemar(3, 0)
-    assert results["mcnemar_p"] == changes["indonesian_rate"]["mcnemar_p"]
+    assert changes["accuracy"]["discordant"] == 3 / 6
 
 
 def test_golds_without_a_number_are_counted(graded):
@@ -475,7 +487,7 @@ def test_pictures_show_the_numbers(graded, tmp_path, monkeypatch):
         "accuracy                base          66.7 %  (95 % CI 30.0 to 90.3)",
         "accuracy                grpo_lora     16.7 %  (95 % CI 3.0 to 56.4)",
         "                        no difference shown at n = 6 (p = 0.25); "
-        "about 15 per arm are needed for 50 points",
+        "about 14 samples are needed for 50 points",
         "mean_tokens             base         11.0    language_share 0.33",
         "base         Bahasa Indonesia         1      1   50.0 % right (95 % CI 9.5 to 90.5)",
         "base         another language         3      1   75.0 % right (95 % CI 30.1 to 95.4)",
@@ -866,7 +878,7 @@ def test_results_and_samples(world, evaluated):
             assert results[arm][rate] == sum(row[arm][rate] for row in samples) / 12
             low, high = results[arm][f"{rate}_ci95"]
             assert low <= results[arm][rate] <= high
-    keys = {"comparisons", "mcnemar_p", "arguments", "versions", "seconds", "reasoning_tokens"}
+    keys = {"comparisons", "adapters", "arguments", "versions", "seconds", "reasoning_tokens"}
     assert keys <= set(results) and results["commit"] == "0123abc"
     assert results["arguments"]["load_in_4bit"] is False
     assert results["seconds"]["load"] > 0 <= results["seconds"]["generate"]
@@ -1102,7 +1114,7 @@ def test_rescore_gives_identical_numbers(evaluated, tmp_path):
     shutil.copytree(evaluated[0], tmp_path / "eval")
     results_file = tmp_path / "eval" / "results.json"
     before = json.loads(results_file.read_text())
-    results_file.write_text(json.dumps(before | {"base": None, "difference": None}))
+    results_file.write_text(json.dumps(before | {"base": None, "comparisons": None}))
     done = run_script("evaluate.py", "--rescore", tmp_path / "eval" / "samples.jsonl")
     assert done.returncode == 0, done.stderr[-2000:]
     assert json.loads(results_file.read_text()) == before
@@ -1206,7 +1218,8 @@ def test_tutorial_defaults(monkeypatch, tmp_path):
     args = parse(monkeypatch, "--output-dir", tmp_path)
     assert args.num_samples == 20 and args.seed == 3407 and args.split == "train"
     assert args.temperature == 1.0 and args.top_k == 50 and args.max_tokens == 2048
-    assert args.system_prompt == "zh" and args.load_in_4bit and args.fast_inference
+    assert args.system_prompt == "zh" and args.fast_inference
+    assert args.load_in_4bit is False  # no run: the model as it is
     assert args.gpu_memory_utilization == 0.7
 
 

@@ -236,7 +236,7 @@ def test_tags_that_look_like_special_tokens_are_not_removed():
 
 
 def test_template_that_prefills_the_start_tag():
-    rewards.configure(("<think>", "</think>"), "id", think_is_prefilled=True)
+    rewards.configure(("<think>", "</think>"), "id", prefilled=True)
     assert call(rewards.format_reward, "a</think>b") == 1.0
     assert call(rewards.format_reward, "<think>a</think>b") == 0.0
     assert call(rewards.format_reward, "</think>b") == 0.0
@@ -1117,7 +1117,7 @@ def test_accuracy_of_a_text_that_may_have_been_cut(text, gold, score):
 
 
 def test_accuracy_reads_the_last_number_of_a_text_that_was_not_cut():
-    rewards.configure(("<think>", "</think>"), "id", max_completion_length=9)
+    rewards.configure(("<think>", "</think>"), "id", max_length=9)
     completions = [[{"content": "and that makes 34"}]] * 3
     scores = rewards.accuracy(
         completions, ["34", "34", "35"], completion_ids=[[7] * 8, [7] * 9, [7] * 8]

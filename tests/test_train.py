@@ -363,45 +363,6 @@ def test_a_value_that_is_not_finite_stops(key, value, capsys):
     assert capsys.readouterr().err.startswith(f"error: {key} is {value} at step 3")
 
 
-@pytest.mark.parametrize(
-    "values, message",
-    [
-        ([1.0], "reward returned 1 values for 2 completions"),
-        ([1.0, 2.0, 3.0], "reward returned 3 values for 2 completions"),
-        ([1.0, float("nan")], "reward returned nan"),
-        ([float("inf"), None], "reward returned inf"),
-    ],
-)
-def test_a_reward_that_returns_nonsense_stops(values, message, capsys):
-    def reward(completions, **kwargs):
-        return values
-
-    checked = train.check_values(reward)
-    assert checked.__name__ == "reward"  # TRL logs it by name
-    with pytest.raises(SystemExit) as stopped:
-        checked(completions=["a", "b"])
-    assert stopped.value.code == 1 and message in capsys.readouterr().err
-
-
-def test_an_async_reward_stays_one():
-    async def reward(completions, **kwargs):
-        return [1.0]
-
-    assert train.check_values(reward) is reward
-
-
-def test_a_reward_may_skip_rows_and_keeps_its_own_traceback():
-    def reward(completions, **kwargs):
-        return [1.0, None]
-
-    def broken(completions, **kwargs):
-        raise KeyError("mine")
-
-    assert train.check_values(reward)(completions=["a", "b"]) == [1.0, None]
-    with pytest.raises(KeyError, match="mine"):
-        train.check_values(broken)(completions=["a", "b"])
-
-
 @pytest.mark.parametrize("rank, size", [(1, 8), (8, 8), (9, 16), (32, 32), (33, 64), (512, 512)])
 def test_vllm_rank(rank, size):
     assert train.get_vllm_rank(rank) == size
