@@ -588,7 +588,8 @@ def resume_arguments(parser, args):
     run = read_run(args.output_dir)
     if not run:
         return args
-    given = {name: value for name, value in run["given"].items() if hasattr(args, name)}
+    given = run.get("given", run["arguments"])  # an earlier version's had no "given"
+    given = {name: value for name, value in given.items() if hasattr(args, name)}
     parser.set_defaults(**given | {"output_dir": args.output_dir})
     args = parser.parse_args()
     checkpoints = glob.glob(os.path.join(glob.escape(args.output_dir), "checkpoint-*"))

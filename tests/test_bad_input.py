@@ -209,6 +209,7 @@ def expect_one_line(arguments, message, tmp_path):
         ({"target_modules": "nope"}, "--target-modules nope"),
         ({"per_device_train_batch_size": 4000}, "a step needs 1000 prompts"),
         ({"min_held_out": 5000}, "5000 shall be evaluated"),
+        ({"min_held_out": 1, "eval_fraction": 0}, "is 0 prompts, and 1 shall be evaluated"),
         ({"model": "nobody/nothing"}, "nobody/nothing"),
     ],
 )
@@ -255,6 +256,7 @@ def test_the_answers_of_a_fork_that_pays_for_right_ones_are_checked_too(tiny, mo
         rewards="mine",
         reasoning_tokens=("<think>", "</think>"),
         max_seq_length=64,
+        min_held_out=0,
         num_generations=4,
         per_device_train_batch_size=4,
         gradient_accumulation_steps=1,

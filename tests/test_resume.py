@@ -192,28 +192,53 @@ def test_what_the_run_is_cannot_change(whole, flags):
     assert flags[0] in done.stderr and done.stderr.count("\n") == 1
 
 
+def write_run_json(folder, given, **derived):
+    """A run that was started and has no checkpoint yet."""
+    run = {"state": "running", "arguments": given | derived, "given": given}
+    (folder / "run.json").write_text(json.dumps(run))
+
+
+def parse_resume(monkeypatch, folder, *flags):
+    command = ["train.py", "--resume", "--output-dir", str(folder), "--report-to", "none", *flags]
+    monkeypatch.setattr(sys, "argv", command)
+    return train.parse_arguments()
+
+
 def test_the_same_command_may_name_a_batch_of_one(tmp_path, monkeypatch):
     """The tutorial's value, which became a group of 4 in the run."""
-    arguments = {"model": "m", "per_device_train_batch_size": 4, "lora_alpha": 64}
-    (tmp_path / "run.json").write_text(json.dumps({"arguments": arguments}))
-    flags = ["--resume", "--output-dir", str(tmp_path), "--per-device-train-batch-size", "1"]
-    monkeypatch.setattr(sys, "argv", ["train.py", *flags, "--report-to", "none"])
-    args = train.parse_arguments()
+    given = {"model": "m", "per_device_train_batch_size": 1, "lora_alpha": None}
+    write_run_json(tmp_path, given, per_device_train_batch_size=4, lora_alpha=64)
+    (tmp_path / "checkpoint-20").mkdir()
+    args = parse_resume(monkeypatch, tmp_path, "--per-device-train-batch-size", "1")
     assert (args.model, args.per_device_train_batch_size, args.lora_alpha) == ("m", 4, 64)
 
 
 def test_before_the_first_checkpoint_every_flag_may_change(tmp_path, monkeypatch):
     """Out of memory at the first step: the command with smaller flags goes, no folder is moved."""
-    run = {"state": "running", "arguments": {"model": "m", "num_generations": 8, "seed": 3}}
-    (tmp_path / "run.json").write_text(json.dumps(run))
-    command = ["train.py", "--resume", "--output-dir", str(tmp_path), "--num-generations", "4"]
-    command += ["--report-to", "none"]
-    monkeypatch.setattr(sys, "argv", command)
-    args = train.parse_arguments()
+    write_run_json(tmp_path, {"model": "m", "num_generations": 8, "seed": 3})
+    args = parse_resume(monkeypatch, tmp_path, "--num-generations", "4")
     assert (args.model, args.seed, args.num_generations) == ("m", 3, 4)
     (tmp_path / "checkpoint-20").mkdir()
     with pytest.raises(SystemExit):
-        train.parse_arguments()
+        parse_resume(monkeypatch, tmp_path, "--num-generations", "4")
+
+
+@pytest.mark.parametrize(
+    "flags, name, value",
+    [
+        (["--num-generations", "2"], "per_device_train_batch_size", 2),
+        (["--num-generations", "3"], "per_device_train_batch_size", 3),
+        (["--lora-rank", "16"], "lora_alpha", 32),
+        (["--rewards", "improved"], "reward_weights", None),  # check_names sets them
+        (["--model", "other"], "reasoning_tokens", None),  # and main these, from the tokenizer
+    ],
+)
+def test_what_follows_from_a_changed_flag_follows_again(tmp_path, monkeypatch, flags, name, value):
+    monkeypatch.setattr(sys, "argv", ["train.py", "--model", "m"])
+    first = train.parse_arguments()
+    derived = {"reward_weights": [1.0] * 5, "reasoning_tokens": ["<think>", "</think>"]}
+    write_run_json(tmp_path, first.given, **derived, per_device_train_batch_size=4, lora_alpha=64)
+    assert getattr(parse_resume(monkeypatch, tmp_path, *flags), name) == value
 
 
 def test_a_new_run_moves_the_old_one_aside(whole, tiny, tmp_path):
