@@ -12,6 +12,7 @@ Further columns are arguments of reward functions: def level_reward(completions,
 
 import argparse
 import contextlib
+import decimal
 import glob
 import importlib.metadata
 import math
@@ -197,6 +198,8 @@ def read_dataset(path: str, config: str = "en", split: str = "train", revision: 
 
     kinds = {".jsonl": "json", ".json": "json", ".parquet": "parquet"}
     kind = kinds.get(os.path.splitext(path)[1].lower())
+    if os.path.isfile(path) and not kind:
+        fail(f"data set {path} is no .jsonl, .json or .parquet file")
     try:
         if kind and os.path.exists(path) and not os.path.getsize(path):
             fail(f"data set {path} is empty")
@@ -231,12 +234,16 @@ def read_dataset(path: str, config: str = "en", split: str = "train", revision: 
     taken = ["prompt", "solution", "answer", "prompts", "completions", "image", "images"]
     others = [name for name in columns if name not in names and name not in taken]
     dataset = dataset.select_columns([*names, *others]).rename_columns(names)
-    for row in dataset.select_columns(["prompt", "solution"]):
+    try:
+        rows = dataset.select_columns(["prompt", "solution"]).to_list()
+    except UnicodeDecodeError as error:
+        fail(f"data set {path} is not UTF-8: {one_line(error)}")
+    for row in rows:
         if not isinstance(row["prompt"], str) or not row["prompt"].strip():
             fail(f"data set {path}: every prompt must be text, and one is {row['prompt']!r}")
         if not is_answer(row["solution"]):
             fail(f"data set {path}: every answer must be text or a number: {row['solution']!r}")
-    texts = [str(solution) for solution in dataset["solution"]]
+    texts = [to_text(row["solution"]) for row in rows]
     return dataset.remove_columns("solution").add_column("solution", texts)
 
 
@@ -247,6 +254,13 @@ def is_answer(value) -> bool:
     if isinstance(value, bool) or not isinstance(value, (int, float)):
         return False
     return math.isfinite(value)
+
+
+def to_text(value) -> str:
+    """Return an answer as text; 12.0 is "12" (one 5.5 makes a whole column float), 1e-05 digits."""
+    if isinstance(value, float):
+        return f"{decimal.Decimal(repr(value)):f}".removesuffix(".0")
+    return str(value)
 
 
 def get_dataset_commit(dataset) -> str | None:
@@ -261,6 +275,8 @@ def hold_out(dataset, fraction: float, seed: int):
     """Return (train, held_out): `fraction` of the rows held out, and no question in both."""
     if fraction * len(dataset) < 1:
         fail(f"--eval-fraction {fraction} of {len(dataset)} rows is less than one row")
+    if math.ceil(fraction * len(dataset)) >= len(dataset):
+        fail("--eval-fraction leaves nothing to train on")
     parts = dataset.train_test_split(test_size=fraction, seed=seed)
     questions = {prompt[-1]["content"] for prompt in parts["test"]["prompt"]}
     train = parts["train"].filter(lambda row: row["prompt"][-1]["content"] not in questions)
@@ -285,6 +301,7 @@ def add_data_arguments(parser):
     add("--revision", help="branch, tag or commit of a hub model; default: main")
     add(
         "--dataset",
+        type=hub_name_or_path,
         default="open-r1/DAPO-Math-17k-Processed",
         help="hub name, or a local .jsonl/.json/.parquet file or folder",
     )
@@ -320,7 +337,7 @@ def add_data_arguments(parser):
         metavar="F",
         help="fraction of the prompts to hold out of training (the tutorial's comment: 0.01)",
     )
-    add("--seed", type=number(int, least=0), default=3407, help="random seed")
+    add("--seed", type=number(int, least=0, most=2**32 - 1), default=3407, help="random seed")
 
 
 def make_parser(docstring: str) -> argparse.ArgumentParser:
@@ -366,11 +383,16 @@ def text(value: str) -> str:
     return value
 
 
+def hub_name_or_path(value: str) -> str:
+    """Argparse type: what exists here as an absolute path, so that a run can be used anywhere."""
+    return os.path.abspath(value) if os.path.exists(value) else value
+
+
 def hub_name_or_folder(value: str) -> str:
     """Argparse type: a hub name, or a folder that exists."""
     if not value.strip() or (value.startswith(("/", ".")) and not os.path.isdir(value)):
         raise argparse.ArgumentTypeError(f"there is no folder {value!r}")
-    return value
+    return hub_name_or_path(value)
 
 
 def check_reasoning_tokens(args):
@@ -407,12 +429,15 @@ def one_line(error: BaseException) -> str:
     return " ".join(str(error).split()) or repr(error)
 
 
-def explain_full_disk(folder: str, kind, error, trace):
-    """Python's last word on an exception: one line where the disk of `folder` is full.
+def explain_exception(folder: str, kind, error, trace):
+    """Python's last word on an exception: one line for Ctrl-C, or a full disk of `folder`.
 
     A script makes it its sys.excepthook, by functools.partial with its output folder. torch only
     says "unexpected pos" on a full disk: then the space that is left tells.
     """
+    if kind is KeyboardInterrupt:
+        print("stopped", file=sys.stderr)
+        return
     while not os.path.isdir(folder):
         folder = os.path.dirname(os.path.abspath(folder))
     free = shutil.disk_usage(folder).free / 1e6

@@ -882,6 +882,7 @@ def get_step(folder: str, run: dict) -> int:
     start, _, step = os.path.basename(os.path.normpath(folder)).rpartition("-")
     if start.endswith("checkpoint") and step.isdecimal():
         return int(step)
+    run = read_run(os.path.dirname(os.path.normpath(folder))) or run
     if not run.get("last_step"):
         fail(f"--adapter {folder}: a curve needs checkpoint-N folders, or run.json of a whole run")
     return run["last_step"]["step"]
@@ -1009,7 +1010,7 @@ def parse_arguments():
     if args.report_to == "swanlab" and not importlib.util.find_spec("swanlab"):
         fail("--report-to swanlab: no such package; pip install swanlab")
     data.check_reasoning_tokens(args)
-    sys.excepthook = functools.partial(data.explain_full_disk, args.output_dir)
+    sys.excepthook = functools.partial(data.explain_exception, args.output_dir)
     return args
 
 

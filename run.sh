@@ -120,10 +120,14 @@ say_next() {    # say_next OUTPUT_DIR QUESTION
     if [[ $gpus -gt 1 && $recipe =~ ^(fast|improved)$ ]]; then
         train="torchrun --standalone --nproc-per-node $gpus train.py"
     fi
+    local export="gguf --quantization q4_k_m q8_0
+    # then: ollama create thinker -f $1/export/gguf/Modelfile"
+    if [ "$recipe" = demo ]; then
+        export="lora merged_4bit"    # llama.cpp does not know the demo's tokenizer
+    fi
     cat <<EOF
   python evaluate.py --output-dir $1 --prompt "$2"
-  python export.py --output-dir $1 --format gguf --quantization q4_k_m q8_0
-    # then: ollama create thinker -f $1/export/gguf/Modelfile
+  python export.py --output-dir $1 --format $export
   $train --output-dir $1 --resume --max-steps 400
 EOF
     if [ -d "$1/swanlog" ]; then

@@ -24,6 +24,7 @@ import logging
 import math
 import os
 import resource
+import shlex
 import signal
 import subprocess
 import sys
@@ -41,7 +42,7 @@ CHECKPOINTING = {"unsloth": "unsloth", "true": True, "false": False}
 def main(args):
     started = time.time()
     set_environment()
-    # refuses what cannot work, takes output_dir; a checkpoint to go on from, or None
+    # refuses what cannot work, locks output_dir; a checkpoint to go on from, or None
     checkpoint = begin_run(args)
 
     # 模型加载, LoRA配置
@@ -85,6 +86,7 @@ def main(args):
     max_completion_length = args.max_seq_length - max_prompt_length
     check_sizes(args, tokenizer, dataset, held_out, max_prompt_length)
     configure_rewards(args, tokenizer, dataset, max_completion_length)
+    move_earlier_run(args)
 
     import torch
     from trl import GRPOConfig, GRPOTrainer
@@ -606,10 +608,9 @@ def resume_arguments(parser, args):
 
 
 def begin_run(args) -> str | None:
-    """Check the machine and the model; take the output folder, which belongs to one run.
+    """Check the machine and the model; lock the output folder, which belongs to one run.
 
-    A new run moves what another one left aside. With --resume it returns the newest complete
-    checkpoint, if there is one.
+    With --resume it returns the newest complete checkpoint, if there is one.
     """
     check_hardware(args)
     check_names(args)
@@ -624,11 +625,9 @@ def begin_run(args) -> str | None:
                 print(f"{args.output_dir}: this run is finished, nothing to do")
             raise SystemExit(0)
     if is_main_process():
-        if not run:  # checkpoints without run.json are nobody's
-            move_aside(args.output_dir)
-        elif checkpoint:
+        if checkpoint:
             print(f"resuming {args.output_dir} from {checkpoint}")
-        else:
+        elif run:
             print(f"starting {args.output_dir} again: it has no complete checkpoint")
         lock_folder(args.output_dir)
     return checkpoint
@@ -645,6 +644,7 @@ def lock_folder(folder):
     """Make the folder and lock it until this process ends; end with one line where it is taken."""
     import fcntl
 
+    folder = os.path.realpath(folder)
     try:
         os.makedirs(folder, exist_ok=True)
         with tempfile.TemporaryFile(dir=folder):
@@ -657,20 +657,26 @@ def lock_folder(folder):
         fail(f"cannot write to {folder}: {one_line(error)}")
 
 
-def move_aside(folder):
-    """Move an earlier run's folder to FOLDER-1, FOLDER-2, ...: nothing is deleted or mixed."""
-    if not os.path.isdir(folder) or not os.listdir(folder):
+def move_earlier_run(args):
+    """Move an earlier run's folder to FOLDER-1, FOLDER-2, ...: nothing is deleted or mixed.
+
+    Called once all checks are over, so that a command that ends in an error changes nothing.
+    """
+    goes_on = args.resume and read_run(args.output_dir)
+    if goes_on or not is_main_process() or not os.listdir(args.output_dir):
         return
-    lock_folder(folder)
-    folder = os.path.normpath(folder)
+    folder = os.path.realpath(args.output_dir)  # what a link leads to, not the link
+    if os.path.commonpath([folder, os.getcwd()]) == folder:
+        fail(f"cannot move {folder} aside, you are in it: take another --output-dir")
     number = 1
     while os.path.exists(f"{folder}-{number}"):
         number += 1
     try:
         os.rename(folder, f"{folder}-{number}")
-    except OSError as error:  # a mount point, or the folder that one is in
+    except OSError as error:  # a mount point
         fail(f"cannot move {folder} aside, take another --output-dir: {one_line(error)}")
     print(f"the earlier run in {folder} is now in {folder}-{number}")
+    lock_folder(folder)
 
 
 def find_checkpoint(folder) -> str | None:
@@ -883,12 +889,13 @@ def train(args, trainer, watch, checkpoint):
         torch.distributed.destroy_process_group()
     if watch.signal and not is_trained(args, find_checkpoint(args.output_dir)):
         if is_main_process():
+            folder = shlex.quote(args.output_dir)
             launcher = "python"
             if "LOCAL_WORLD_SIZE" in os.environ:
                 hosts = os.environ["GROUP_WORLD_SIZE"]
                 here = os.environ["LOCAL_WORLD_SIZE"]
                 launcher = f"torchrun --nproc-per-node {here} --nnodes {hosts}"
-            print(f"stopped: {launcher} train.py --resume --output-dir {args.output_dir} goes on")
+            print(f"stopped: {launcher} train.py --resume --output-dir {folder} goes on")
         raise SystemExit(128 + watch.signal)
 
 
@@ -1165,7 +1172,7 @@ def parse_arguments():
     given = vars(args).copy()
     check_arguments(args)
     args.given = given
-    sys.excepthook = functools.partial(data.explain_full_disk, args.output_dir)
+    sys.excepthook = functools.partial(data.explain_exception, args.output_dir)
     return args
 
 

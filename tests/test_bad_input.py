@@ -43,7 +43,7 @@ NUMBERS = {  # flag: values that are none
     "--min-held-out": ["-1", "x"],
     "--max-prompt-quantile": ["0", "1.1", "nan"],
     "--eval-fraction": ["-0.1", "1", "2", "nan"],
-    "--seed": ["-1", "1.5", "x"],
+    "--seed": ["-1", "1.5", "x", "4294967296"],
     "--reward-weights": ["nan", "inf", "x"],
 }
 OTHERS = [
@@ -288,10 +288,15 @@ def test_unsloth_in_several_processes(monkeypatch, capsys):
     assert stopped.value.code == 2 and "--engine unsloth trains in one process" in error
 
 
+def test_ctrl_c_is_one_line(tmp_path, capsys):
+    data.explain_exception(str(tmp_path), KeyboardInterrupt, KeyboardInterrupt(), None)
+    assert capsys.readouterr().err == "stopped\n"
+
+
 def test_a_full_disk_is_one_line(tmp_path, capsys, monkeypatch):
     def explain(error, free):
         monkeypatch.setattr(shutil, "disk_usage", lambda folder: SimpleNamespace(free=free))
-        data.explain_full_disk(str(tmp_path / "outputs"), type(error), error, None)
+        data.explain_exception(str(tmp_path / "outputs"), type(error), error, None)
         return capsys.readouterr().err
 
     for error in (OSError(28, "No space left on device", "x"), Exception("No space left (os 28)")):

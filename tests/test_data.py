@@ -261,15 +261,41 @@ def test_unusable_rows(tmp_path, row, message, capsys):
         ("half.jsonl", '{"prompt": "a", "solution": "1"}\n{"prompt": "b", "sol', "JSON"),
         ("bad.parquet", "no parquet", "cannot load data set"),
         ("list.json", "[]", "cannot load data set"),
-        ("notes.txt", "a", "cannot load data set"),
+        ("notes.txt", "a", "is no .jsonl, .json or .parquet file"),
+        ("cp1252.jsonl", b'{"prompt": "caf\xe9", "solution": "4"}\n', "UTF-8"),
     ],
 )
 def test_unusable_files(tmp_path, name, content, message, capsys):
     path = tmp_path / name
     if content is not None:
-        path.write_text(content)
+        path.write_bytes(content if isinstance(content, bytes) else content.encode())
     line = fails(capsys, read, path)
     assert str(path) in line and message in line
+
+
+@pytest.mark.parametrize(
+    "values, texts",
+    [
+        ([1000000, 5.5], ["1000000", "5.5"]),  # one 5.5 makes the column float
+        ([0.00001, 6e20], ["0.00001", "600000000000000000000"]),
+        ([3, -4], ["3", "-4"]),
+        (["1,440", "007"], ["1,440", "007"]),
+    ],
+)
+def test_numbers_become_plain_texts(tmp_path, values, texts):
+    path = tmp_path / "a.jsonl"
+    rows = [{"prompt": "a", "solution": value} for value in values]
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    assert [row["solution"] for row in read(path)] == texts
+
+
+def test_a_path_that_exists_becomes_absolute(tmp_path, monkeypatch):
+    """A run can be resumed and judged from another folder."""
+    (tmp_path / "a.jsonl").write_text("x")
+    monkeypatch.chdir(tmp_path)
+    assert data.hub_name_or_path("a.jsonl") == str(tmp_path / "a.jsonl")
+    assert data.hub_name_or_path("openai/gsm8k") == "openai/gsm8k"
+    assert data.hub_name_or_folder(".") == str(tmp_path)
 
 
 def test_an_empty_folder(tmp_path, capsys):
@@ -335,6 +361,11 @@ def test_nothing_to_hold_out_or_to_train_on(tiny, tmp_path, capsys):
     assert "--eval-fraction 0.5 of 1 rows is less than one row" in line
     same = write(tmp_path / "same.jsonl", [ROW] * 4)
     line = fails(capsys, load, tiny, same, "--eval-fraction", "0.5")
+    assert "--eval-fraction leaves nothing to train on" in line
+    rows = [ROW | {"prompt": f"{i}"} for i in range(5)]
+    line = fails(
+        capsys, load, tiny, write(tmp_path / "five.jsonl", rows), "--eval-fraction", "0.99"
+    )
     assert "--eval-fraction leaves nothing to train on" in line
 
 

@@ -1339,6 +1339,12 @@ def test_step_of_an_adapter(folder, step):
     assert evaluate.get_step(folder, {"last_step": {"step": 20}}) == step
 
 
+def test_the_step_of_another_runs_adapter_is_that_runs_last(tmp_path):
+    run = {"arguments": {"model": "m"}, "last_step": {"step": 12}}
+    (tmp_path / "run.json").write_text(json.dumps(run))
+    assert evaluate.get_step(str(tmp_path / "grpo_lora"), {"last_step": {"step": 6}}) == 12
+
+
 BAD_INPUT = [
     (["--num-samples", "0"], "--num-samples"),
     (["--num-samples", "1.5"], "--num-samples"),

@@ -30,7 +30,6 @@ CPU = {
     "HF_HUB_OFFLINE": "1",
     "HF_TOKEN": "",
     "OMP_NUM_THREADS": "1",
-    "UNSLOTH_LLAMA_CPP_PATH": "",
 }
 LAYERS = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
 SYSTEM_PROMPT = data.make_system_prompt("zh", "id", ("<think>", "</think>"))
@@ -373,7 +372,6 @@ def test_lora_of_an_unsloth_run_needs_no_gpu(copy):
 def test_several_shards(copy, monkeypatch):
     """A model of several files, as 8B is: weights' proof and llama.cpp go by its index."""
     monkeypatch.setattr(export, "SHARD_SIZE", "100KB")
-    monkeypatch.setenv("UNSLOTH_LLAMA_CPP_PATH", "")
     export.main(parse(monkeypatch, "--output-dir", copy, "--format", "merged_4bit", "gguf"))
     formats = read_formats(copy)
     files = formats["merged_16bit"]["files"]
@@ -773,7 +771,6 @@ def test_models_are_loaded_safely(outputs, monkeypatch):
     [
         (["--output-dir", "nowhere"], "no run.json in nowhere: name the base model with --model"),
         (["--model", "m", "--push-to-hub", "me/m"], "--push-to-hub needs a token that may write"),
-        (["--model", "m", "--format", "gguf", "--llama-cpp", "."], "no ./convert_hf_to_gguf.py: "),
         (["--format", "merged_8bit"], "argument --format: invalid choice"),
         (["--quantization", "q2_k"], "argument --quantization: invalid choice"),
         (["--model", "m", "--engine", "trl"], "cannot load m: "),
@@ -930,7 +927,6 @@ def test_chat_template_that_raises(outputs, tmp_path, copy):
 def test_disk_is_checked_before_anything_is_written(copy, monkeypatch, capsys):
     before = sorted(os.listdir(copy))
     parameters = 9_781_248  # of the tiny model
-    monkeypatch.setenv("UNSLOTH_LLAMA_CPP_PATH", "")
     for kinds, size in ((["q8_0"], 3.1), (["q4_k_m"], 4.7), (["f16", "q5_k_m"], 4.8)):
         needed = 1e8 + size * parameters
         args = parse(
@@ -962,20 +958,22 @@ def test_full_disk_while_the_tokenizer_is_written(tmp_path, capsys):
     (tmp_path / "tokenizer.json").symlink_to("/dev/full")
     with pytest.raises(Exception) as raised:
         make_small_tokenizer(R1).save_pretrained(tmp_path)
-    data.explain_full_disk(str(tmp_path), raised.type, raised.value, None)
+    data.explain_exception(str(tmp_path), raised.type, raised.value, None)
     message = capsys.readouterr().err
     assert message.startswith(f"error: cannot write to {tmp_path} (") and message.count("\n") == 1
     assert "No space left on device" in message
 
 
-def test_failed_export_leaves_the_earlier_one(outputs, exported, tmp_path):
+def test_failed_export_leaves_the_earlier_one(outputs, exported, tmp_path, monkeypatch, capfd):
     converter = tmp_path / "convert_hf_to_gguf.py"
     converter.write_text("raise ValueError('unknown\\n pre-tokenizer\\nhash 123')")
-    flags = ["--format", "gguf", "--output-dir", outputs]
-    done = run_export(*flags, UNSLOTH_LLAMA_CPP_PATH=str(tmp_path))
-    assert done.returncode == 1
-    assert "ValueError: unknown\n pre-tokenizer\nhash 123\n" in done.stderr
-    assert last_line(done) == f"error: {converter} failed (status 1)"
+    monkeypatch.setattr(export, "find_converter", lambda: str(converter))
+    with pytest.raises(SystemExit) as end:
+        export.main(parse(monkeypatch, "--format", "gguf", "--output-dir", outputs))
+    assert end.value.code == 1
+    stderr = capfd.readouterr().err
+    assert "ValueError: unknown\n pre-tokenizer\nhash 123\n" in stderr
+    assert stderr.endswith(f"error: {converter} failed (status 1)\n")
     gguf = exported[1]["gguf"]
     assert read_formats(outputs)["gguf"] == gguf
     assert sorted(os.listdir(outputs / "export" / "gguf")) == sorted(gguf["files"])

@@ -11,6 +11,7 @@ import signal
 import subprocess
 import sys
 import time
+from types import SimpleNamespace
 
 import pytest
 from conftest import ROOT, run_script, train_arguments
@@ -253,6 +254,27 @@ def test_a_new_run_moves_the_old_one_aside(whole, tiny, tmp_path):
     assert read_steps(output) == [1] and not (output / "checkpoint-6").exists()
 
 
+def test_a_wrong_flag_leaves_the_old_run_where_it_is(whole, tiny, tmp_path):
+    """The data are read late, since the tokenizer comes with the model: nothing has moved then."""
+    output = tmp_path / "outputs"
+    shutil.copytree(whole, output)
+    done = run_script("train.py", *arguments_of(tiny, output, dataset=tmp_path / "typo.jsonl"))
+    assert done.returncode == 2 and "cannot load data set" in done.stderr
+    assert [path.name for path in tmp_path.iterdir()] == ["outputs"]
+    assert read_adapter(output) == read_adapter(whole)
+
+
+def test_a_link_to_the_output_folder_stays_one(tmp_path, capsys):
+    (tmp_path / "disk").mkdir()
+    (tmp_path / "disk" / "a").write_text("x")
+    link = tmp_path / "outputs"
+    link.symlink_to(tmp_path / "disk")
+    train.move_earlier_run(SimpleNamespace(output_dir=str(link), resume=False))
+    assert (tmp_path / "disk-1" / "a").exists() and link.is_symlink()
+    assert (tmp_path / "disk").is_dir() and not list(link.iterdir())
+    assert "is now in" in capsys.readouterr().out
+
+
 def test_checkpoints_without_a_run_are_nobodys(whole, tiny, tmp_path):
     output = tmp_path / "outputs"
     shutil.copytree(whole, output)
@@ -328,9 +350,9 @@ def test_a_folder_that_cannot_be_moved_aside(tmp_path, monkeypatch, capsys):
     (tmp_path / "notes.txt").touch()
     monkeypatch.chdir(tmp_path)
     with pytest.raises(SystemExit) as stopped:
-        train.move_aside(".")
+        train.move_earlier_run(SimpleNamespace(output_dir=".", resume=False))
     error = capsys.readouterr().err
-    assert stopped.value.code == 2 and error.startswith("error: cannot move . aside, take another")
+    assert stopped.value.code == 2 and error.startswith(f"error: cannot move {tmp_path} aside, ")
     assert error.count("\n") == 1 and (tmp_path / "notes.txt").exists()
 
 

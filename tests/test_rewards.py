@@ -318,6 +318,13 @@ def test_split_reasoning(text, parts):
         ("\\boxed{3/4}", "0.75", True),
         ("3/4", "0.75", True),
         ("Answer: 3/4", "0.75", True),
+        ("Jawabannya adalah 10 : 2 = 5.", "5", True),  # division, as Indonesians write it
+        ("Jawabannya adalah 10 : 2 = 5.", "10", False),
+        ("Jawaban: 20 ÷ 4 = 5 apel", "5", True),
+        ("Jawaban akhir: .5", "0.5", True),
+        ("Jawaban akhir: .5", "5", False),
+        ("\\boxed{.5}", "0.5", True),
+        ("Jadi dia membayar US$34.", "34", True),
         ("1/0", "1", False),
         ("\\boxed{1/0}", "1", False),
         ("\\boxed{3\\frac{1}{2}}", "15.5", False),
@@ -517,12 +524,15 @@ def test_format_reward(text, score):
     [
         ("Jawaban akhir: \\boxed{9}", 1.0),
         ("Jadi 9 apel.\n\nJawaban: 9 apel.\n\nJawaban akhir: \\boxed{9}", 1.0),
-        ("Jawaban akhir: \\boxed{9}\n\n" * 3, 0.14),
+        ("2 + 2 + 2 + 2 + 2 + 2 + 2 = 14. \\boxed{14}", 1.0),
+        ("Budi membeli 3 apel dan 5 jeruk, jadi seluruhnya 3 + 5 = 8 buah: \\boxed{8}.", 1.0),
         ("Jawaban akhir: \\boxed{9}\n\n" * 4, 0.0),
         ("Jawaban akhir:\n\n" * 50, 0.0),
         ("\\boxed{9} " * 50, 0.0),
+        ("\\boxed{9}" * 50, 0.0),
+        ("答案是九。" * 50, 0.0),
         ("9\n" * 50, 0.0),
-        ("Budi membeli 3 apel dan 5 jeruk, jadi seluruhnya 3 + 5 = 8 buah: \\boxed{8}.", 1.0),
+        ("9," * 50, 0.0),
     ],
 )
 def test_format_reward_is_less_for_an_answer_given_again_and_again(answer, score):
