@@ -13,6 +13,7 @@ import json
 import os
 import re
 import shutil
+import subprocess
 import sys
 import threading
 import types
@@ -948,7 +949,7 @@ def test_folder_that_cannot_be_made(copy):
     (copy / "export").write_text("a file")
     (copy / "export.json").unlink(missing_ok=True)
     done = run_export("--output-dir", copy, "--format", "lora")
-    assert done.returncode == 1
+    assert done.returncode == 2
     assert last_line(done).startswith(f"error: cannot write to {copy}/export: ")
     assert "Traceback" not in done.stderr
 
@@ -964,16 +965,22 @@ def test_full_disk_while_the_tokenizer_is_written(tmp_path, capsys):
     assert "No space left on device" in message
 
 
-def test_failed_export_leaves_the_earlier_one(outputs, exported, tmp_path, monkeypatch, capfd):
+def test_failed_export_leaves_the_earlier_one(outputs, exported, tmp_path):
     converter = tmp_path / "convert_hf_to_gguf.py"
     converter.write_text("raise ValueError('unknown\\n pre-tokenizer\\nhash 123')")
-    monkeypatch.setattr(export, "find_converter", lambda: str(converter))
-    with pytest.raises(SystemExit) as end:
-        export.main(parse(monkeypatch, "--format", "gguf", "--output-dir", outputs))
-    assert end.value.code == 1
-    stderr = capfd.readouterr().err
-    assert "ValueError: unknown\n pre-tokenizer\nhash 123\n" in stderr
-    assert stderr.endswith(f"error: {converter} failed (status 1)\n")
+    code = f"import export; export.find_converter = lambda: {str(converter)!r}; "
+    code += "export.main(export.parse_arguments())"
+    flags = ["--format", "gguf", "--output-dir", str(outputs)]
+    done = subprocess.run(
+        [sys.executable, "-c", code, *flags],
+        cwd=ROOT,
+        env=os.environ | CPU,
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 1
+    assert "ValueError: unknown\n pre-tokenizer\nhash 123\n" in done.stderr
+    assert last_line(done) == f"error: {converter} failed (status 1)"
     gguf = exported[1]["gguf"]
     assert read_formats(outputs)["gguf"] == gguf
     assert sorted(os.listdir(outputs / "export" / "gguf")) == sorted(gguf["files"])
