@@ -1000,6 +1000,7 @@ def parse_arguments():
     run = {} if args.rescore else read_run(args.output_dir)
     if run:
         args = take_from_run(parser, args.output_dir, run["arguments"])
+    data.check_reasoning_tokens(args)
     adapters = args.adapter or []
     if len(adapters) > 1 and "none" in adapters:
         fail("--adapter none stands alone")
@@ -1009,7 +1010,6 @@ def parse_arguments():
             args.name = "eval-alone"
     if args.report_to == "swanlab" and not importlib.util.find_spec("swanlab"):
         fail("--report-to swanlab: no such package; pip install swanlab")
-    data.check_reasoning_tokens(args)
     sys.excepthook = functools.partial(data.explain_exception, args.output_dir)
     return args
 

@@ -559,9 +559,9 @@ def make_windows(words, size):
 
 
 def fresh_share(words):
-    """Return the share of different ones among the triples of neighbouring words, 1 for none."""
+    """Return the share of different ones among the triples of neighbouring words."""
     triples = list(zip(words, words[1:], words[2:]))
-    return len(set(triples)) / len(triples) if triples else 1.0
+    return len(set(triples)) / len(triples)
 
 
 def rise(value, low, high):
