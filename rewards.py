@@ -483,6 +483,7 @@ MIN_WORDS = 8  # fewer are no thought; langid needs about 50 characters
 WINDOW_WORDS = 16  # langid labels windows, so that code-switching gives a share and not a verdict
 MAX_WINDOWS = 16  # of a longer thought every second, third, ... window is labelled: <= 3 ms
 COPIED_WORDS = 6  # so many words in the problem's order are a copy and not a thought
+MAX_FOREIGN = 0.1  # so many words of the problem may stand in a thought: "per", "total", "film"
 REPETITION_WORDS = 64  # so that an honest thought earns the same at 20 and at 2,000 words
 
 # What is no language
@@ -505,8 +506,10 @@ def language_share(thought: str, problem: str = "") -> float:
 
     The share is that of windows which langid takes for the target or one of its family. It is
     halved if a relative has more different words of its own in the thought than the target has;
-    without any, the target has the benefit of the doubt. Fewer than MIN_WORDS words, not counting
-    what is copied from the problem, give 0. Words inside code or $...$ are not seen.
+    without any, the target has the benefit of the doubt. It falls with the words that were left in
+    the problem's language ("Hitung harga fish sub"), to 0 for half of all. Fewer than MIN_WORDS
+    words, not counting what is copied from the problem, give 0. Words inside code or $...$ are not
+    seen.
     """
     words = drop_copied(find_words(thought), find_words(problem))
     if len(words) < MIN_WORDS:
@@ -526,6 +529,10 @@ def language_share(thought: str, problem: str = "") -> float:
     counts = {lang: len(own_words.intersection(words)) for lang, own_words in family.items()}
     if max(counts.values()) > counts[target_lang]:
         share /= 2
+
+    foreign = get_foreign_words(problem, target_lang)
+    untranslated = sum(word in foreign for word in words) / len(words)
+    share *= 1.0 - rise(untranslated, MAX_FOREIGN, 0.5)
     return share * repetition_factor(words)
 
 
@@ -578,6 +585,18 @@ def repetition_factor(words):
     windows = make_windows(words, REPETITION_WORDS)
     nearby = sum(rise(fresh_share(window), 0.4, 0.6) for window in windows) / len(windows)
     return nearby * rise(fresh_share(words), 0.2, 0.4)
+
+
+@functools.lru_cache(maxsize=1024)  # a group of completions asks about one problem
+def get_foreign_words(problem, lang):
+    """Return the words of a problem that a thought in `lang` should not have: all in small letters.
+
+    Capitals are names. None if the problem itself is in `lang`.
+    """
+    if get_identifier(lang).classify(problem)[0] in get_family(lang):
+        return set()
+    words = re.findall(r"[^\W\d_]{3,}", problem)  # kg, cm
+    return {word for word in words if word.islower()} - get_family(lang)[lang]
 
 
 @functools.cache

@@ -633,6 +633,41 @@ def test_language_share(thought, share):
     assert rewards.language_share(thought, QUESTION) == share
 
 
+NOTES = """1. Hitung harga {fish} sub: 40
+2. Hitung harga {combo} sub: 3 x 40 = 120, {thrice} lipat
+3. Jadi total harga untuk {lunch}: 40 + 120 = 160"""
+LUNCH = "How much is lunch if a fish sub costs 40, and a combo sub thrice as much in total?"
+LEFT = NOTES.format(fish="fish", combo="combo", thrice="thrice", lunch="lunch")
+TRANSLATED = NOTES.format(fish="roti ikan", combo="roti isi", thrice="tiga", lunch="makan siang")
+
+
+def test_words_of_the_problem_that_were_left_in_english_cost():
+    foreign = [word for word in LEFT.split() if word.strip(":,") in "fish sub combo thrice lunch"]
+    assert len(foreign) == 6
+    untranslated = len(foreign) / len(rewards.find_words(LEFT))
+    assert rewards.language_share(LEFT) == rewards.language_share(TRANSLATED) == 1.0
+    paid = rewards.language_share(LEFT, LUNCH)
+    assert paid == pytest.approx(1 - (untranslated - 0.1) / 0.4)
+    assert paid < 0.5
+    assert rewards.language_share(TRANSLATED.replace(" sub:", ":"), LUNCH) == 1.0
+    one = TRANSLATED.replace(" sub:", ":", 1)  # 1 of 17 words: a tenth is free
+    assert rewards.language_share(one, LUNCH) == 1.0
+
+
+@pytest.mark.parametrize(
+    "problem, lang, words",
+    [
+        ("Ani pays in total 3 kg of Rice per film to Budi.", "id", {"pays", "per"}),
+        ("Ani membayar total 3 kg beras untuk sebuah film.", "id", set()),
+        ("Ani membayar sejumlah wang untuk dua buah epal.", "id", set()),
+        ("甲有三个苹果，乙有五个苹果，一共有几个？", "id", set()),
+        ("Ani pays 3 apples.", "en", set()),
+    ],
+)
+def test_names_and_the_targets_own_words_may_stay(problem, lang, words):
+    assert rewards.get_foreign_words(problem, lang) == words
+
+
 def test_language_reward_is_paid_for_finished_thoughts_only():
     assert call(rewards.language_reward, f"<think>{ID}</think>") == 1.0
     assert call(rewards.language_reward, f"<think>{ID}") == 0.0
