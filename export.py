@@ -21,6 +21,7 @@ import json
 import multiprocessing
 import os
 import re
+import shlex
 import shutil
 import subprocess
 import sys
@@ -774,13 +775,13 @@ def print_next_commands(args, adapter_config: dict):
     export = os.path.join(args.output_dir, "export")
     print("next:")
     for name in args.format:
-        place = os.path.join(export, name)
+        place = shlex.quote(os.path.join(export, name))
         if name == "gguf":
             print(f"  ollama create thinker -f {place}/Modelfile && ollama run thinker")
         elif name == "lora":
             rank = get_vllm_rank(adapter_config["r"])
             flags = f"--enable-lora --max-lora-rank {rank} --lora-modules thinker={place}"
-            print(f"  {vllm} {args.model} {flags}")
+            print(f"  {vllm} {shlex.quote(args.model)} {flags}")
         else:
             print(f"  {vllm} {place}")
 

@@ -391,7 +391,7 @@ def extract_answer(text: str, truncated: bool = False) -> set[float]:
     unfinished = truncated and answer is None
     text = thought if answer is None else answer
     text = re.sub(r"(?<=[A-Z])\$(?=\d)", " ", text)  # US$34
-    text = DECORATION.sub("", text).replace("−", "-")
+    text = re.sub("[−–]", "-", DECORATION.sub("", text))  # a minus sign, or an en dash for it
     text = FRACTION.sub(r" \1\3/\2\4", text).replace("^{", "^")
     text = re.sub(r"(?<=\d) (?=\d{3}\b)", "", text)  # 1 000 000
     text = re.sub(r"(?<![\w.,])\.(?=\d)", "0.", text)  # .5

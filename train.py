@@ -1108,7 +1108,7 @@ def parse_arguments():
     add("--output-dir", default="outputs", help="folder for all that is written")
     add("--resume", action="store_true", help="go on with the run in --output-dir, if there is one")
     add("--max-steps", type=count_or_all, default=100, help="optimizer steps; -1: by epochs")
-    add("--learning-rate", type=positive, default=5e-6, help="peak learning rate")
+    add("--learning-rate", type=share, default=5e-6, help="peak learning rate")
     add("--rewards", default="tutorial", help="entry of rewards.REWARDS: tutorial or improved")
     add("--engine", choices=["unsloth", "trl"], default="unsloth", help="trl: also on a CPU")
     data.add_data_arguments(parser)

@@ -20,7 +20,7 @@ import train
 
 NUMBERS = {  # flag: values that are none
     "--max-steps": ["0", "-2", "-5", "1.5", "nan", "x", ""],
-    "--learning-rate": ["0", "-1e-5", "nan", "inf", "x"],
+    "--learning-rate": ["0", "-1e-5", "nan", "inf", "1e30", "x"],
     "--max-seq-length": ["0", "-1", "1e3", "nan"],
     "--gpu-memory-utilization": ["0", "-0.1", "1.1", "nan", "inf"],
     "--lora-rank": ["0", "-8", "8.5", "nan", "513"],

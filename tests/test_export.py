@@ -346,6 +346,12 @@ def test_vllm_knows_few_ranks(rank, flag, capsys):
     assert f"--max-lora-rank {flag} " in capsys.readouterr().out
 
 
+def test_printed_commands_can_be_pasted(capsys):
+    args = argparse.Namespace(output_dir="my runs", format=["gguf"], model="m")
+    export.print_next_commands(args, {"r": 8})
+    assert "-f 'my runs/export/gguf'/Modelfile && " in capsys.readouterr().out
+
+
 def test_default_is_merged_16bit(copy):
     done = run_export("--output-dir", copy)
     assert done.returncode == 0, done.stderr
