@@ -18,8 +18,9 @@ langid takes for Malay is paid less than English.
 REWARDS["improved"] mend that. Each is in [0, 1], and correctness outweighs the rest together:
     answer_reward    weight 2    1 if the number read after the last `</think>` equals the gold
     language_reward  weight 1    share of the thought in the target language (DeepSeek-R1, eq. 7);
-                                 0 for saying one thing again and again, the same at any length;
-                                 half if langid hears another language in the whole text
+                                 less for words left in the problem's language; 0 for saying one
+                                 thing again and again, the same at any length; half if langid
+                                 hears another language in the whole text
     format_reward    weight 0.5  1 if one thought starts the completion, with text after it; less
                                  if that text says one thing again and again
 A completion without `</think>` earns nothing from any of the three.
@@ -591,7 +592,7 @@ def repetition_factor(words):
 def get_foreign_words(problem, lang):
     """Return the words of a problem that a thought in `lang` should not have: all in small letters.
 
-    Capitals are names. None if the problem itself is in `lang`.
+    Capitals are names. Empty where the problem itself is in `lang`.
     """
     if get_identifier(lang).classify(problem)[0] in get_family(lang):
         return set()

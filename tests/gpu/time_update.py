@@ -11,6 +11,8 @@ trainer on the model as train.py loads it. One line a variant: seconds and token
       keep         activations are kept: no checkpointing
       chunked      TRL's log-probabilities without whole logits (use_liger_kernel, less the package)
       compile      torch_compile
+      liger        Liger's RMSNorm, RoPE and SwiGLU (pip install liger-kernel==0.8.5); it stays, so
+                   name such variants last. Not run yet
 """
 
 import argparse
@@ -73,6 +75,11 @@ def time_variant(args, model, tokenizer, variant):
         ),
         train_dataset=Dataset.from_list([{"prompt": "a"}] * args.completions),
     )
+    if "liger" in ways:
+        from liger_kernel.transformers import _apply_liger_kernel_to_instance
+
+        base = model.get_base_model()
+        _apply_liger_kernel_to_instance(model=base, fused_linear_cross_entropy=False)
     if "chunked" in ways:
         trainer.use_liger_kernel = True
         trainer._forward_redirection = _ForwardRedirection()
