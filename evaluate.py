@@ -73,7 +73,10 @@ def main(args):
 
     # "让我们取20个样本，比较使用LoRA和不使用LoRA的情况"; a sample has one seed for all arms
     dataset, split = load_prompts(args, run, tokenizer)
-    sample_dataset = dataset.shuffle(seed=args.seed).select(range(args.num_samples))
+    count = min(args.num_samples, len(dataset))
+    if count < args.num_samples:
+        print(f"note: there are {count} {split} prompts, all are taken")
+    sample_dataset = dataset.shuffle(seed=args.seed).select(range(count))
     samples = []
     for sample in sample_dataset:
         samples.append({"prompt": sample["prompt"][-1]["content"], "answer": sample["answer"]})
@@ -434,9 +437,9 @@ def verdict(comparison: dict, n: int, up="improved") -> str:
 
 def cost_sentence(comparisons: dict, language: str) -> str:
     """Say in one sentence what changed: the language, and with it the right answers."""
-    thinks = describe_change(comparisons["indonesian_rate"])
+    answers = describe_change(comparisons["indonesian_rate"])
     right = describe_change(comparisons["accuracy"])
-    return f"thinks in {language} {thinks}; right {right}"
+    return f"answers in {language} {answers}; right {right}"
 
 
 def describe_change(comparison: dict) -> str:
@@ -895,30 +898,29 @@ def load_prompts(args, run: dict, tokenizer):
     whatever the system prompt is now. Any other data set is held out as a whole.
     """
     used = run.get("arguments")
-    other_data = used and not is_same_data(args, used)
     options = argparse.Namespace(**vars(args))
-    if other_data:
+    if used and not is_same_data(args, used):
         options.eval_fraction = 0.0
-    elif used:
+        dataset, _, _ = data.load_math_dataset(options, tokenizer)
+        return dataset, "held-out"
+
+    if used:
         for name in ("system_prompt", "target_lang", "seed"):
             setattr(options, name, used[name])
         options.reasoning_tokens = used["reasoning_tokens"] or args.reasoning_tokens
     dataset, held_out, _ = data.load_math_dataset(options, tokenizer)
+    if args.split == "train":
+        if run.get("held_out"):
+            print("note: these prompts were trained on; others were left out: --split held-out")
+        return dataset, "train"
 
-    split = "held-out" if other_data else args.split
-    if split == "held-out" and not other_data:
-        questions = get_questions(held_out)
-        if not questions or questions != run.get("held_out"):
-            fail(
-                f"--split held-out: {args.output_dir}/run.json does not show that train.py left "
-                "these prompts out; train with --eval-fraction"
-            )
-        dataset = held_out
-    if args.num_samples > len(dataset):
-        fail(f"--num-samples {args.num_samples}: there are {len(dataset)} {split} prompts")
-    if split == "train" and run.get("held_out"):
-        print("note: these prompts were trained on; others were left out: --split held-out")
-    return dataset, split
+    questions = get_questions(held_out)
+    if not questions or questions != run.get("held_out"):
+        fail(
+            f"--split held-out: {args.output_dir}/run.json does not show that train.py left "
+            "these prompts out; train with --eval-fraction"
+        )
+    return held_out, "held-out"
 
 
 def is_same_data(args, used: dict) -> bool:
@@ -938,25 +940,30 @@ def folder_name(value: str) -> str:
     return value
 
 
-def take_from_run(parser, output_dir: str, used: dict):
-    """Parse again, where model, data and tracker default to what train.py used (run.json)."""
+def take_from_run(parser, given, used: dict):
+    """Parse again, where model, data and tracker default to what train.py used (run.json).
+
+    `given`: the flags as they were without that.
+    """
     names = """model revision dataset dataset_config dataset_split dataset_revision system_prompt
         target_lang seed reasoning_tokens max_prompt_quantile eval_fraction""".split()
     tracking = ["report_to", "swanlab_mode", "swanlab_id"]
     for name in [*names, *tracking, "engine", "load_in_4bit"]:
         if name not in used:
-            fail(f"{output_dir}/run.json is of another version of train.py: it has no {name}")
-    parser.set_defaults(**{name: used[name] for name in names})
-    parser.set_defaults(load_in_4bit=used["engine"] == "unsloth" and used["load_in_4bit"])
+            fail(f"{given.output_dir}/run.json is of another version of train.py: it has no {name}")
+    defaults = {name: used[name] for name in names}
+    defaults["load_in_4bit"] = used["engine"] == "unsloth" and used["load_in_4bit"]
     if used["report_to"] == "swanlab":
-        parser.set_defaults(**{name: used[name] for name in tracking})
+        defaults |= {name: used[name] for name in tracking}
+    parser.set_defaults(**defaults)
     args = parser.parse_args()
     # a revision is one of this model or data set; another model is loaded as it is
     if args.model != used["model"]:
-        parser.set_defaults(load_in_4bit=False, revision=None)
+        args.revision = given.revision
+        args.load_in_4bit = given.load_in_4bit
     if args.dataset != used["dataset"]:
-        parser.set_defaults(dataset_revision=None)
-    return parser.parse_args()
+        args.dataset_revision = given.dataset_revision
+    return args
 
 
 def parse_arguments():
@@ -978,7 +985,7 @@ def parse_arguments():
         help="LoRA, several for a curve, none for the model alone; default: OUTPUT_DIR/grpo_lora",
     )
     add("--split", choices=["train", "held-out"], default="train", help="prompts to sample from")
-    add("--num-samples", type=count, default=20, help="prompts to sample")
+    add("--num-samples", type=count, default=20, help="prompts to sample, if there are as many")
     add("--single-prompts", action=on_or_off, default=True, help="ask the tutorial's four, too")
     add("--prompt", type=data.text, action="append", help="only answer this (repeatable)")
     add("--rescore", metavar="FILE", help="only grade this samples.jsonl again")
@@ -999,7 +1006,7 @@ def parse_arguments():
     args = parser.parse_args()
     run = {} if args.rescore else read_run(args.output_dir)
     if run:
-        args = take_from_run(parser, args.output_dir, run["arguments"])
+        args = take_from_run(parser, args, run["arguments"])
     data.check_reasoning_tokens(args)
     adapters = args.adapter or []
     if len(adapters) > 1 and "none" in adapters:

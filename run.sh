@@ -57,7 +57,7 @@ fast() {    # TRL + PEFT was measured faster than Unsloth in 16-bit (tests/gpu/R
 
 improved() {    # flags and their sources: README, "The improved recipe"
     on_all_gpus train.py --output-dir outputs-improved --resume --engine trl \
-        --dataset openai/gsm8k --dataset-config main --eval-fraction 0.05 --min-held-out 200 \
+        --dataset openai/gsm8k --dataset-config main --eval-fraction 0.05 \
         --system-prompt native --rewards improved --scale-rewards none --max-seq-length 4096 \
         --mask-truncated-completions --stop-if-stuck 20 \
         --num-generations 8 --per-device-train-batch-size 2 \
@@ -120,19 +120,21 @@ say_next() {    # say_next OUTPUT_DIR QUESTION
     if [[ $gpus -gt 1 && $recipe =~ ^(fast|improved)$ ]]; then
         train="torchrun --standalone --nproc-per-node $gpus train.py"
     fi
-    local export="gguf --quantization q4_k_m q8_0
-    # then: ollama create thinker -f $1/export/gguf/Modelfile"
-    if [ "$recipe" = demo ]; then
-        export="lora merged_4bit"    # llama.cpp does not know the demo's tokenizer
+    echo "  python evaluate.py --output-dir $1 --prompt \"$2\""
+    if [ "$recipe" = demo ]; then    # llama.cpp does not know the demo's tokenizer
+        echo "  python export.py --output-dir $1 --format lora merged_4bit"
+    else
+        echo "  python export.py --output-dir $1 --format gguf --quantization q4_k_m q8_0"
+        echo "    # then: ollama create thinker -f $1/export/gguf/Modelfile"
     fi
-    cat <<EOF
-  python evaluate.py --output-dir $1 --prompt "$2"
-  python export.py --output-dir $1 --format $export
-  $train --output-dir $1 --resume --max-steps 400
-EOF
+    echo "  $train --output-dir $1 --resume --max-steps 400"
     if [ -d "$1/swanlog" ]; then
         echo "  swanlab watch $1/swanlog    # charts and texts in the browser"
     fi
+}
+
+has_flag() {    # has_flag FLAG ARGUMENTS...
+    case " ${*:2} " in *" $1 "* | *" $1="*) return 0 ;; *) return 1 ;; esac
 }
 
 fail() {
@@ -157,8 +159,10 @@ find_gpus() {    # sets gpus and memory, the MiB of the smallest
 }
 
 check_memory() {    # whoever names a share of the memory knows what they do
-    case " ${*:2} " in *" --gpu-memory-utilization"*) return ;; esac
-    case $memory in *[!0-9]* | "") return ;; esac
+    if has_flag --gpu-memory-utilization "${@:2}"; then
+        return
+    fi
+    case $memory in *[!0-9]* | "") return ;; esac    # unknown
     local fits="bash run.sh demo (less than 24 GB was never tried)"
     if [ "$memory" -ge 75000 ]; then
         return
@@ -169,8 +173,11 @@ check_memory() {    # whoever names a share of the memory knows what they do
         fits="bash run.sh tutorial --gpu-memory-utilization 0.6"
     fi
     local cause="$1 is made for an 8B model and 80 GB of GPU memory, here are $((memory / 1024))"
-    case " ${*:2} " in *" --model"*) echo "note: $cause; what fits: $fits"; return ;; esac
-    fail "$cause; what fits: $fits"
+    if has_flag --model "${@:2}"; then
+        echo "note: $cause; what fits: $fits"
+    else
+        fail "$cause; what fits: $fits"
+    fi
 }
 
 share_gpus() {    # tutorial takes one; fast and improved as many as divide 16 micro-batches
@@ -198,13 +205,17 @@ check_before_install() {    # the GPU recipes' needs, before 11 GB of packages
     if ! "${CC:-gcc}" -E -I"$include" - <<< '#include <Python.h>' > /dev/null 2>&1; then
         fail "a C compiler and Python's headers are needed (Debian, Ubuntu: gcc and python3-dev)"
     fi
-    case " $* " in *" --model"*) ;; *) [ -n "${HF_HOME:-}" ] || need=43 ;; esac
+    if [ -z "${HF_HOME:-}" ] && ! has_flag --model "$@"; then
+        need=43
+    fi
     free=$(df -Pk . | awk 'NR == 2 {print int($4 / 1048576)}')
     if [ "$free" -lt $need ]; then
         fail "$free GB of disk are free here and $need are needed: 11 for packages, 16 for the" \
             "export, 16 for the model unless HF_HOME names another disk"
     fi
-    case " $* " in *" --model"*" --dataset"* | *" --dataset"*" --model"*) return ;; esac
+    if has_flag --model "$@" && has_flag --dataset "$@"; then
+        return
+    fi
     if [ -z "${HF_HUB_OFFLINE:-}" ] && ! "$base" -c "$can_reach" "$hub"; then
         fail "no answer from $hub: set HF_ENDPOINT=https://hf-mirror.com, or HF_HUB_OFFLINE=1 if" \
             "model and data are here, or name folders: --model FOLDER --dataset FOLDER"
@@ -215,7 +226,7 @@ try:
     urllib.request.urlopen(sys.argv[1], timeout=15)
 except urllib.error.HTTPError:
     pass  # an answer, too
-except OSError as error:
+except OSError as error:  # a certificate that Python does not know: the hub is there
     sys.exit(not isinstance(getattr(error, "reason", error), ssl.SSLError))'
 
 find_python() {    # sets base
@@ -271,9 +282,9 @@ install_lock() {
 
 # --------------------------------------------------------------------------------------------------
 
-case " $* " in *" --output-dir "* | *" --output-dir="*)
-    fail "run.sh names the folder itself; for another --output-dir call the scripts yourself" ;;
-esac
+if has_flag --output-dir "$@"; then
+    fail "run.sh names the folder itself; for another --output-dir call the scripts yourself"
+fi
 find_gpus
 recipe=${1:-}
 if [ -z "$recipe" ] && [ "$gpus" = 0 ]; then

@@ -75,6 +75,8 @@ def main(args):
     args.reasoning_tokens = args.reasoning_tokens or data.get_reasoning_tokens(tokenizer)
     # load_dataset, map, and 获取前90%的提示长度, which the tutorial has after the rewards
     dataset, held_out, maximum_length = data.load_math_dataset(args, tokenizer)
+    if is_main_process():
+        print("first prompt:", data.render_prompt(tokenizer, dataset[0]["prompt"]), sep="\n")
 
     # 奖励函数: rewards.py has these cells
     import rewards
@@ -84,7 +86,7 @@ def main(args):
     # 训练模型
     max_prompt_length = maximum_length + 1  # +1, as the tutorial has it
     max_completion_length = args.max_seq_length - max_prompt_length
-    check_sizes(args, tokenizer, dataset, held_out, max_prompt_length)
+    check_sizes(args, tokenizer, dataset, max_prompt_length)
     configure_rewards(args, tokenizer, dataset, max_completion_length)
     move_earlier_run(args)
 
@@ -141,7 +143,13 @@ def main(args):
         train_dataset=dataset,
         peft_config=peft_config,
     )
-    watch = before_training(args, trainer, tokenizer, dataset, held_out, max_prompt_length, started)
+    if args.engine == "trl" and training_args.use_vllm:
+        send_adapters_to_vllm(trainer)
+    if training_args.use_vllm:
+        check_rollouts_follow_adapter(trainer, data.encode_prompt(tokenizer, dataset[0]["prompt"]))
+    record_run(args, trainer, dataset, held_out, max_prompt_length)
+    start_swanlab(args)
+    watch = make_watch(args, trainer, started)
     train(args, trainer, watch, checkpoint)
 
     # 推理: save the LoRA and verify that it was trained; evaluate.py has the rest
@@ -152,7 +160,7 @@ def main(args):
         model.save_lora(adapter)
     else:
         trainer.model.save_pretrained(adapter)
-    if not (watch.stuck and args.stop_if_stuck):
+    if not watch.stopped:
         check_adapter(adapter)
     finish_run(args, trainer, watch, started)
 
@@ -204,7 +212,7 @@ def load_model(name: str, revision: str | None = None, dtype: str | None = None,
 
 
 def set_environment():
-    """Set what libraries read when they are imported; evaluate.py calls this too."""
+    """Set what libraries read when they are imported; evaluate.py and export.py call this too."""
     # FlashInfer's sampler is compiled with nvcc at start: minutes, or an error where there is none
     # (vllm#49497). Unsloth turns it on again unless its own switch is set.
     os.environ.setdefault("VLLM_USE_FLASHINFER_SAMPLER", "0")
@@ -313,7 +321,7 @@ def make_empty_model(name: str, revision: str | None = None):
         fail(f"cannot load {name}: {one_line(error)}")
 
 
-def check_sizes(args, tokenizer, dataset, held_out, max_prompt_length):
+def check_sizes(args, tokenizer, dataset, max_prompt_length):
     """End with one line where data, lengths or tags make no training."""
     start, end = args.reasoning_tokens
     ids = tokenizer(f"{start}a{end}", add_special_tokens=False)["input_ids"]
@@ -329,12 +337,6 @@ def check_sizes(args, tokenizer, dataset, held_out, max_prompt_length):
     prompts = get_completions_per_step(args) // args.num_generations
     if len(dataset) < prompts:
         fail(f"a step needs {prompts} prompts, and there are {len(dataset)}")
-    n = len(held_out) if held_out else 0
-    if n < args.min_held_out:
-        fail(
-            f"--eval-fraction {args.eval_fraction} of the data is {n} prompts, and "
-            f"{args.min_held_out} shall be evaluated: raise --eval-fraction"
-        )
     import rewards
 
     if rewards.answer_reward in rewards.REWARDS[args.rewards]:
@@ -506,7 +508,8 @@ def check_rollouts_follow_adapter(trainer, prompt_ids):
 
     vllm = trainer.vllm_generation
     settings = vllm.temperature, vllm.max_completion_length
-    lora_b = [p for name, p in trainer.model.named_parameters() if "lora_B" in name][-7:]
+    lora_b = [p for name, p in trainer.model.named_parameters() if "lora_B" in name]
+    lora_b = lora_b[-7:]  # the last layer's
     kept = [p.detach().clone() for p in lora_b]
 
     def generate():
@@ -565,7 +568,7 @@ def log_rollout_difference(trainer):
 
 # What a resumed run may change; everything else is part of what the run is
 MAY_CHANGE = """
-    resume output_dir max_steps num_train_epochs stop_if_stuck min_held_out
+    resume output_dir max_steps num_train_epochs stop_if_stuck
     logging_steps save_steps save_total_limit report_to swanlab_mode
     gpu_memory_utilization fast_inference use_gradient_checkpointing
 """.split()
@@ -759,8 +762,7 @@ def finish_run(args, trainer, watch, started):
         "peak_memory_gib": round(memory, 2),
         "last_step": steps[-1],
     }
-    stuck = watch.stuck and args.stop_if_stuck
-    write_run(args, state="stuck" if stuck else "finished", **summary)
+    write_run(args, state="stuck" if watch.stopped else "finished", **summary)
     draw_curves(args.output_dir, state.log_history)
     print_summary(steps)
     print(f"steps: {state.global_step}")
@@ -768,7 +770,7 @@ def finish_run(args, trainer, watch, started):
     print(f"peak_memory_gib: {summary['peak_memory_gib']}")
     print(f"adapter: {args.output_dir}/grpo_lora")
     print(f"curves: {args.output_dir}/curves.png")
-    if stuck:
+    if watch.stopped:
         fail(f"stopped at step {state.global_step}: {watch.stuck}", status=1)
 
 
@@ -790,25 +792,8 @@ def print_summary(steps):
 # Training: what is checked and recorded before the first step, and what happens while it trains
 
 
-def before_training(args, trainer, tokenizer, dataset, held_out, max_prompt_length, started):
-    """Check, print and record what will be trained; return the callback of make_watch."""
-    prompt = dataset[0]["prompt"]
-    watch = make_watch(args, trainer, started)
-    if is_main_process():
-        print("first prompt:", data.render_prompt(tokenizer, prompt), sep="\n")
-    effective = describe(args, trainer, dataset, held_out, max_prompt_length)
-    if trainer.args.use_vllm:
-        if args.engine == "trl":
-            send_adapters_to_vllm(trainer)
-        check_rollouts_follow_adapter(trainer, data.encode_prompt(tokenizer, prompt))
-    args.dataset_commit = data.get_dataset_commit(dataset)
-    write_run(args, state="running", effective=effective, held_out=get_questions(held_out))
-    start_swanlab(args)
-    return watch
-
-
-def describe(args, trainer, dataset, held_out, max_prompt_length) -> dict:
-    """Print and return what became of the flags that libraries or the hardware decide."""
+def record_run(args, trainer, dataset, held_out, max_prompt_length):
+    """Print what became of the flags that libraries or the hardware decide; write run.json."""
     training_args = trainer.args
     completions = get_completions_per_step(args)
     warmup = training_args.get_warmup_steps(args.max_steps) if args.max_steps > 0 else None
@@ -831,7 +816,8 @@ def describe(args, trainer, dataset, held_out, max_prompt_length) -> dict:
     if is_main_process():
         for key, value in effective.items():
             print(f"{key}: {value}", flush=True)
-    return effective
+    args.dataset_commit = data.get_dataset_commit(dataset)
+    write_run(args, state="running", effective=effective, held_out=get_questions(held_out))
 
 
 def start_swanlab(args):
@@ -920,12 +906,13 @@ def take_adapter(trainer, checkpoint):
 
 
 def make_watch(args, trainer, started):
-    """Add a callback: metrics.jsonl, one line a step, warnings, a stop; return it."""
+    """Add and return the callback that logs, prints a line a step, warns and stops."""
     import torch
     from transformers import PrinterCallback, TrainerCallback
 
     class Watch(TrainerCallback):
-        stuck = None
+        stuck = None  # why nothing can be learned, if so
+        stopped = False  # for that
         signal = 0
         seconds_to_first_step = None
 
@@ -951,6 +938,7 @@ def make_watch(args, trainer, started):
             before = self.stuck
             self.stuck = find_stuck(state.log_history, args.stop_if_stuck or 10)
             if self.stuck and args.stop_if_stuck:
+                self.stopped = True
                 control.should_training_stop = True  # every process: they log the same values
             if not is_main_process():
                 return
@@ -1158,7 +1146,6 @@ def parse_arguments():
     add("--logging-steps", type=count, default=1, help="steps between lines of metrics.jsonl")
     add("--save-steps", type=count, default=20, help="steps between checkpoints (tutorial: 100)")
     add("--save-total-limit", type=count, default=2, help="checkpoints to keep, the newest")
-    add("--min-held-out", type=count_or_0, default=0, help="end at once if fewer are held out")
     trackers = ["swanlab", "wandb", "tensorboard", "none"]
     add("--report-to", choices=trackers, default="swanlab", help="where curves are drawn")
     modes = ["offline", "cloud", "local", "disabled"]

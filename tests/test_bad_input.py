@@ -40,7 +40,6 @@ NUMBERS = {  # flag: values that are none
     "--logging-steps": ["0", "-1"],
     "--save-steps": ["0", "-1"],
     "--save-total-limit": ["0", "-1"],
-    "--min-held-out": ["-1", "x"],
     "--max-prompt-quantile": ["0", "1.1", "nan"],
     "--eval-fraction": ["-0.1", "1", "2", "nan"],
     "--seed": ["-1", "1.5", "x", "4294967296"],
@@ -208,8 +207,7 @@ def expect_one_line(arguments, message, tmp_path):
         ({"reward_weights": 1}, "--reward-weights needs 5 values"),
         ({"target_modules": "nope"}, "--target-modules nope"),
         ({"per_device_train_batch_size": 4000}, "a step needs 1000 prompts"),
-        ({"min_held_out": 5000}, "5000 shall be evaluated"),
-        ({"min_held_out": 1, "eval_fraction": 0}, "is 0 prompts, and 1 shall be evaluated"),
+        ({"eval_fraction": 0.001}, "is less than one row"),
         ({"model": "nobody/nothing"}, "nobody/nothing"),
     ],
 )
@@ -256,14 +254,13 @@ def test_the_answers_of_a_fork_that_pays_for_right_ones_are_checked_too(tiny, mo
         rewards="mine",
         reasoning_tokens=("<think>", "</think>"),
         max_seq_length=64,
-        min_held_out=0,
         num_generations=4,
         per_device_train_batch_size=4,
         gradient_accumulation_steps=1,
     )
     tokenizer = data.load_tokenizer(str(tiny / "model"))
     with pytest.raises(SystemExit):
-        train.check_sizes(args, tokenizer, Dataset.from_dict({"answer": ["many"]}), None, 10)
+        train.check_sizes(args, tokenizer, Dataset.from_dict({"answer": ["many"]}), 10)
     assert "no answer of the data is a number: --rewards mine" in capsys.readouterr().err
 
 

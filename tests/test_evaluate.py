@@ -266,13 +266,13 @@ def test_verdict(counts, up, sentence):
         (
             (50, 70, 8, 72),
             (60, 10, 42, 88),
-            "thinks in Malay 31 points more often (p < 0.001); "
+            "answers in Malay 31 points more often (p < 0.001); "
             "right 16 points less often (p < 0.001)",
         ),
         (
             (5, 7, 3, 5),
             (5, 5, 5, 5),
-            "thinks in Malay 20 points more often (p = 0.34, which may be chance); "
+            "answers in Malay 20 points more often (p = 0.34, which may be chance); "
             "right as often as before (p = 1.00)",
         ),
     ],
@@ -492,7 +492,7 @@ def test_pictures_show_the_numbers(graded, tmp_path, monkeypatch):
         "base         Bahasa Indonesia         1      1   50.0 % right (95 % CI 9.5 to 90.5)",
         "base         another language         3      1   75.0 % right (95 % CI 30.1 to 95.4)",
         "grpo_lora    another language         0      0",
-        "verdict: grpo_lora thinks in Bahasa Indonesia 67 points more often "
+        "verdict: grpo_lora answers in Bahasa Indonesia 67 points more often "
         "(p = 0.12, which may be chance); "
         "right 50 points less often (p = 0.25, which may be chance)",
     ],
@@ -954,6 +954,12 @@ def test_another_data_set_is_held_out_as_a_whole(recorded, world):
     assert results["split"] == "held-out"
 
 
+def test_all_prompts_are_taken_where_there_are_fewer(recorded, world, capsys):
+    _, results, samples = recorded("--dataset", world / "others.jsonl", "--num-samples", 100)
+    assert results["n"] == len(samples) == 12
+    assert "note: there are 12 held-out prompts, all are taken\n" in capsys.readouterr().out
+
+
 def test_another_seed_samples_from_the_same_split(recorded, world):
     held_out = set(json.loads((world / "outputs" / "run.json").read_text())["held_out"])
     flags = ["--num-samples", 10, "--seed", 5]
@@ -1369,7 +1375,6 @@ BAD_INPUT = [
     (["--output-dir", "{world}/corrupt"], "run.json"),
     (["--output-dir", "{world}/older"], "it has no target_lang"),
     (["--rescore", "{world}/nothing.jsonl"], "--rescore"),
-    (["--num-samples", "100000"], "train prompts"),
     (["--adapter", "{world}/model"], "is not a LoRA adapter"),
     (["--adapter", "{world}/outputs/checkpoint-2", "{world}/more/checkpoint-2"], "different names"),
     (["--adapter", "{world}/outputs/checkpoint-2", "{world}/more/x"], "a curve needs checkpoint-N"),
