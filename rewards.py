@@ -250,7 +250,7 @@ def language_reward(prompts, completions, **kwargs) -> list[float]:
 
 # A word or number, a sign, or one letter of a script that is written without spaces
 ANSWER_TOKEN = re.compile(r"[\u0e00-\u0e7f\u3040-\u30ff\u4e00-\u9fff]|\\?\w+|[^\w\s]")
-MIN_ANSWER_TOKENS = 24  # a shorter answer is honest, whatever returns in it
+MIN_ANSWER_TOKENS = 24  # a shorter answer may repeat words
 
 
 def format_reward(completions, **kwargs) -> list[float]:
@@ -484,7 +484,8 @@ MIN_WORDS = 8  # fewer are no thought; langid needs about 50 characters
 WINDOW_WORDS = 16  # langid labels windows, so that code-switching gives a share and not a verdict
 MAX_WINDOWS = 16  # of a longer thought every second, third, ... window is labelled: <= 3 ms
 COPIED_WORDS = 6  # so many words in the problem's order are a copy and not a thought
-MAX_FOREIGN = 0.1  # so many words of the problem may stand in a thought: "per", "total", "film"
+FREE_FOREIGN = 0.1  # so many words may be the problem's ("per", "film"), and at
+MAX_FOREIGN = 0.5  # so many nothing is left of the reward
 REPETITION_WORDS = 64  # so that an honest thought earns the same at 20 and at 2,000 words
 
 # What is no language
@@ -505,12 +506,14 @@ NO_LANGUAGE = re.compile(
 def language_share(thought: str, problem: str = "") -> float:
     """Return the share of a thought, in [0, 1], that is in target_lang: DeepSeek-R1's eq. 7.
 
-    The share is that of windows which langid takes for the target or one of its family. It is
-    halved if a relative has more different words of its own in the thought than the target has;
-    without any, the target has the benefit of the doubt. It falls with the words that were left in
-    the problem's language ("Hitung harga fish sub"), to 0 for half of all. Fewer than MIN_WORDS
-    words, not counting what is copied from the problem, give 0. Words inside code or $...$ are not
-    seen.
+    1. The share of windows of 16 words that langid takes for the target or for one of its family,
+       the languages that langid confuses it with.
+    2. Half of it, if more different words are a relative's alone than are the target's alone.
+    3. Less for words left in the problem's language ("Hitung harga fish sub"): nothing for a tenth
+       of all words, everything for half.
+    4. Less for repetition.
+    Fewer than MIN_WORDS words, not counting what is copied from the problem, give 0. Words inside
+    code or $...$ are not seen.
     """
     words = drop_copied(find_words(thought), find_words(problem))
     if len(words) < MIN_WORDS:
@@ -533,7 +536,7 @@ def language_share(thought: str, problem: str = "") -> float:
 
     foreign = get_foreign_words(problem, target_lang)
     untranslated = sum(word in foreign for word in words) / len(words)
-    share *= 1.0 - rise(untranslated, MAX_FOREIGN, 0.5)
+    share *= 1.0 - rise(untranslated, FREE_FOREIGN, MAX_FOREIGN)
     return share * repetition_factor(words)
 
 
