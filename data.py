@@ -380,6 +380,10 @@ def text(value: str) -> str:
     """Argparse type: any text that is not empty."""
     if not value.strip():
         raise argparse.ArgumentTypeError("it must not be empty")
+    try:
+        value.encode()
+    except UnicodeEncodeError:  # bytes of another encoding, as Python keeps them
+        raise argparse.ArgumentTypeError("it is not UTF-8")
     return value
 
 
@@ -442,7 +446,7 @@ def explain_exception(folder: str, kind, error, trace):
         folder = os.path.dirname(os.path.abspath(folder))
     free = shutil.disk_usage(folder).free / 1e6
     text = one_line(error).lower()
-    is_full = "no space left" in text or "disk quota" in text
+    is_full = "no space left" in text or "disk quota" in text or "file too large" in text
     if is_full or ("unexpected pos" in text and free < 100):
         message = f"error: cannot write to {folder} ({free:.0f} MB are free): {one_line(error)}"
         print(message, file=sys.stderr, flush=True)

@@ -988,7 +988,7 @@ def parse_arguments():
     add("--num-samples", type=count, default=20, help="prompts to sample, if there are as many")
     add("--single-prompts", action=on_or_off, default=True, help="ask the tutorial's four, too")
     add("--prompt", type=data.text, action="append", help="only answer this (repeatable)")
-    add("--rescore", metavar="FILE", help="only grade this samples.jsonl again")
+    add("--rescore", type=data.text, metavar="FILE", help="only grade this samples.jsonl again")
 
     add = parser.add_argument_group("generation").add_argument
     add("--max-tokens", type=count, default=2048, help="longest completion, in tokens")

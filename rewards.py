@@ -340,7 +340,7 @@ BOX = re.compile(
 LABEL = re.compile(
     rf"""
     (?: answer | jawaban(?:nya)? (?:\ akhir(?:nya)? | \ yang\ benar)?
-      | đáp\ (?:án | số) | câu\ trả\ lời )
+      | đáp\ (?:án(?:\ đúng | \ cuối\ cùng)? | số) | câu\ trả\ lời )
     \W{{0,20}}?
     (?: [:=] | is | adalah | ialah | là )
     [^\w\n-]{{0,20}}
@@ -356,7 +356,7 @@ LABEL = re.compile(
 # 3 + 4 = 7: the result is what stands after the last "="
 CALCULATION = re.compile(rf"^(?:{NUMBER}\s*(?:[-+*/×x%:÷]|\\times|\\cdot|\\div)[^=\n]*=\s*)+")
 
-# A line that draws a conclusion after a labelled number takes that number back
+# A line that draws another conclusion after a labelled number takes that number back
 CONCLUSION = re.compile(
     r"^\W{0,9}(?:jadi|dengan\ demikian|so|thus|hence|therefore|vậy|do\ đó)\b[^\n]*\d",
     re.IGNORECASE | re.MULTILINE,
@@ -434,9 +434,17 @@ def read_box(box):
 def find_label(text):
     """Return the last labelled number and the rest of its line, None if there is none."""
     labels = list(LABEL.finditer(text))
-    if not labels or CONCLUSION.search(text, labels[-1].end()):
+    if not labels:
         return None
-    return labels[-1][1] or labels[-1][2]
+    label = labels[-1][1] or labels[-1][2]
+    conclusion = CONCLUSION.search(text, labels[-1].end())
+    if conclusion:
+        concluded = set()
+        for numeral, divisor in STANDALONE_NUMBER.findall(conclusion[0]):
+            concluded |= read_fraction(numeral, divisor)
+        if not concluded & read_label(label):
+            return None
+    return label
 
 
 def read_label(label):
@@ -600,7 +608,8 @@ def get_foreign_words(problem, lang):
     if get_identifier(lang).classify(problem)[0] in get_family(lang):
         return set()
     words = re.findall(r"[^\W\d_]{3,}", problem)  # kg, cm
-    return {word for word in words if word.islower()} - get_family(lang)[lang]
+    own_words = get_family(lang)[lang].union(SHARED.get(lang, "").split())
+    return {word for word in words if word.islower()} - own_words
 
 
 @functools.cache
@@ -653,20 +662,17 @@ FAMILIES = [
             cuba mencuba semak menyemak semakan ertinya bererti erti bermakna dibahagi
             dibahagikan bahagi bahagikan membahagi membahagikan pembahagian bahagian
             sebahagian bahagiannya didarab didarabkan darab darabkan mendarab
-            mendarabkan pendaraban ditolak tolakkan menolak menolakkan penolakan
-            campurkan kirakan pengiraan kiraan baki bakinya berbaki ganda peratus
-            peratusan purata puratanya sifar bersamaan nombor minit isnin khamis
-            jumaat ogos disember iaitu ialah wang wangnya kos kosnya membelanjakan
-            dibelanjakan perbelanjaan simpanan diskaun cukai percuma bakul tin epal
-            oren kek kuih kedai kereta basikal motosikal kasut seluar pejabat syarikat
-            kilang pelajar datuk isteri rakan rakannya bilik guli almari gelen pasukan
-            kelajuan berbeza perbezaan perbezaannya beza bezanya menemui manakala
-            semasa sahaja bermula bandar nisbah kebarangkalian matematik logik kaedah
-            maklumat kes jadual kad kapasiti bulatan darjah kesemua kesemuanya
-            berapakah bas lori muzik boleh bolehkah separuh budak yuran tiub tuan
-            pelbagai mengandungi selepas sudu cawan paun selebihnya kanak pakej beg
-            baldi kerusi televisyen haiwan lembu arnab belon stesen filem daripadanya
-            mestilah berjumlah universiti
+            mendarabkan pendaraban tolakkan menolakkan penolakan kirakan pengiraan
+            kiraan baki bakinya berbaki peratus peratusan purata puratanya sifar
+            bersamaan nombor minit isnin khamis jumaat ogos disember iaitu ialah wang
+            wangnya kos kosnya diskaun cukai percuma bakul tin epal oren kek kuih
+            kedai kereta basikal motosikal kasut seluar pejabat syarikat kilang datuk
+            isteri rakan rakannya bilik guli almari gelen kelajuan berbeza perbezaan
+            perbezaannya beza bezanya manakala sahaja bandar nisbah kebarangkalian
+            matematik logik kaedah maklumat kes jadual kad kapasiti bulatan darjah
+            kesemua kesemuanya berapakah bas lori muzik budak yuran tiub pelbagai
+            mengandungi sudu cawan paun kanak pakej beg baldi kerusi televisyen haiwan
+            lembu arnab belon stesen filem daripadanya mestilah universiti
         """,
         "jv": """
             lan sing iku iki saka kanggo ora wis banjur duwe pira kabeh luwih nganti
@@ -678,6 +684,18 @@ FAMILIES = [
         """,
     },
 ]
+# Words that English has as well: they may stay as they are in a thought on an English problem.
+SHARED = {
+    "id": """
+        per set bus bank hotel film game video audio radio studio album drama opera piano gitar
+        museum stadion salon sofa oven pizza burger salmon vanilla protein vitamin jus zebra panda
+        koala hamster laptop printer monitor internet online email file data program unit level
+        bonus target final normal super jumbo minimum maximum medium model mode dialog blog taksi
+        diesel gas ton gram kilo kilogram liter meter kilometer watt kilowatt volt euro yen
+        volume diameter radius diagonal digit modulo modulus median modus linear integral parabola
+        sigma real domino deposit kredit debit jam air lima main dia
+    """,
+}
 # Languages that a model drifts into; a window is labelled as one of these or of the family.
 CONTENDERS = {"en", "zh", "id", "es", "fr", "de", "pt", "it", "ru", "ja", "ko", "vi", "ar"}
 

@@ -87,6 +87,7 @@ def main(args):
     max_prompt_length = maximum_length + 1  # +1, as the tutorial has it
     max_completion_length = args.max_seq_length - max_prompt_length
     check_sizes(args, tokenizer, dataset, max_prompt_length)
+    check_same_data(args, checkpoint, dataset, held_out)
     configure_rewards(args, tokenizer, dataset, max_completion_length)
     move_earlier_run(args)
 
@@ -345,6 +346,22 @@ def check_sizes(args, tokenizer, dataset, max_prompt_length):
             fail(f"no answer of the data is a number: --rewards {args.rewards} compares numbers")
         if unusable and is_main_process():
             print(f"warning: {unusable} of {len(dataset)} answers are no numbers: not rewarded")
+
+
+def check_same_data(args, checkpoint, dataset, held_out):
+    """End with one line where the data of a resumed run are not those that it began with.
+
+    A new split would train on what was held out.
+    """
+    if checkpoint is None:
+        return
+    run = read_run(args.output_dir)
+    rows = run["effective"]["train_rows"]
+    if run["held_out"] != get_questions(held_out) or rows != len(dataset):
+        fail(
+            f"--resume: {args.dataset} is not what this run began with ({rows} rows to train on, "
+            f"now {len(dataset)}): bring it back, or take another --output-dir"
+        )
 
 
 def configure_rewards(args, tokenizer, dataset, max_completion_length):
@@ -627,6 +644,8 @@ def begin_run(args) -> str | None:
             if is_main_process():
                 print(f"{args.output_dir}: this run is finished, nothing to do")
             raise SystemExit(0)
+        if checkpoint is None:
+            fail(f"--resume: {args.output_dir} is trained, and no checkpoint is left to go on from")
     if is_main_process():
         if checkpoint:
             print(f"resuming {args.output_dir} from {checkpoint}")
@@ -692,7 +711,7 @@ def find_checkpoint(folder) -> str | None:
                 sizes = json.load(file)
             if sizes and all(sizes[name] == os.path.getsize(f"{path}/{name}") for name in sizes):
                 return path
-        except (OSError, ValueError):
+        except (OSError, ValueError, TypeError):
             pass
         if is_main_process():
             print(f"{path} is not complete: trying an older one")
@@ -1093,7 +1112,7 @@ def parse_arguments():
     on_or_off = argparse.BooleanOptionalAction  # --flag and --no-flag
 
     add = parser.add_argument_group("run").add_argument
-    add("--output-dir", default="outputs", help="folder for all that is written")
+    add("--output-dir", type=data.text, default="outputs", help="folder for all that is written")
     add("--resume", action="store_true", help="go on with the run in --output-dir, if there is one")
     add("--max-steps", type=count_or_all, default=100, help="optimizer steps; -1: by epochs")
     add("--learning-rate", type=share, default=5e-6, help="peak learning rate")
@@ -1154,6 +1173,8 @@ def parse_arguments():
     args = parser.parse_args()
     if args.max_steps == 0:
         fail("--max-steps must be at least 1, or -1")
+    if args.max_steps == 1 and args.warmup_ratio > 0:
+        fail("--max-steps 1: its learning rate would be 0, the warm-up's: add --warmup-ratio 0")
     if args.resume:
         args = resume_arguments(parser, args)
     given = vars(args).copy()

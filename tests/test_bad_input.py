@@ -6,6 +6,7 @@ evaluate.py and export.py have tables of their own in their tests.
 """
 
 import json
+import os
 import shutil
 import sys
 from types import SimpleNamespace
@@ -20,6 +21,7 @@ import train
 
 NUMBERS = {  # flag: values that are none
     "--max-steps": ["0", "-2", "-5", "1.5", "nan", "x", ""],
+    "--output-dir": ["", " "],
     "--learning-rate": ["0", "-1e-5", "nan", "inf", "1e30", "x"],
     "--max-seq-length": ["0", "-1", "1e3", "nan"],
     "--gpu-memory-utilization": ["0", "-0.1", "1.1", "nan", "inf"],
@@ -57,6 +59,7 @@ OTHERS = [
     ["--swanlab-mode", "moon"],
     ["--use-gradient-checkpointing", "maybe"],
     ["--system-prompt", ""],
+    ["--system-prompt", os.fsdecode(b"\xff\xfe")],
     ["--system-prompt", "  "],
     ["--reasoning-tokens", "<think>"],
     ["--reasoning-tokens", "<a>", "<a>"],
@@ -74,7 +77,7 @@ OTHERS = [
 CASES = [[flag, value] for flag, values in NUMBERS.items() for value in values] + OTHERS
 
 
-@pytest.mark.parametrize("flags", CASES, ids=" ".join)
+@pytest.mark.parametrize("flags", CASES, ids=lambda flags: ascii(" ".join(flags)))
 def test_flags_of_train(flags, monkeypatch, capsys):
     monkeypatch.setattr(sys, "argv", ["train.py", *flags])
     with pytest.raises(SystemExit) as stopped:

@@ -6,6 +6,7 @@ tokenizers by a hash.
 """
 
 import argparse
+import fcntl
 import base64
 import http.server
 import importlib.util
@@ -958,6 +959,18 @@ def test_folder_that_cannot_be_made(copy):
     assert done.returncode == 2
     assert last_line(done).startswith(f"error: cannot write to {copy}/export: ")
     assert "Traceback" not in done.stderr
+
+
+def test_two_exports_do_not_share_a_folder(copy):
+    """The second one removed the files of the first as left-overs: two tracebacks."""
+    (copy / "export").mkdir()
+    lock = os.open(copy / "export", os.O_RDONLY)
+    fcntl.flock(lock, fcntl.LOCK_EX)
+    done = run_export("--output-dir", copy, "--format", "lora")
+    os.close(lock)
+    assert done.returncode == 2
+    assert last_line(done).startswith(f"error: another run is writing to {copy}/export: ")
+    assert os.listdir(copy / "export") == []
 
 
 def test_full_disk_while_the_tokenizer_is_written(tmp_path, capsys):

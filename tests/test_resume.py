@@ -158,6 +158,32 @@ def test_a_finished_run_is_left_alone_or_trained_on(whole, tmp_path):
     assert read_steps(output)[-1] == STEPS + 1
 
 
+def test_a_finished_run_without_checkpoints_is_not_overwritten(whole, tmp_path):
+    output = tmp_path / "outputs"
+    shutil.copytree(whole, output)
+    for checkpoint in output.glob("checkpoint-*"):
+        shutil.rmtree(checkpoint)
+    done = resume(output, "--max-steps", STEPS + 1)
+    assert done.returncode == 2 and "no checkpoint is left to go on from" in done.stderr
+    assert read_adapter(output) == read_adapter(whole)
+
+
+def test_data_that_grew_cannot_be_resumed_on(tiny, tmp_path):
+    """The new split trained on prompts that had been held out, and the evaluation took them."""
+    path, output = tmp_path / "rows.jsonl", tmp_path / "outputs"
+    shutil.copy(tiny / "train.jsonl", path)
+    changes = {"dataset": path, "max_steps": 2, "save_steps": 1}
+    done = run_script("train.py", *arguments_of(tiny, output, **changes))
+    assert done.returncode == 0, done.stderr[-3000:]
+    before = (output / "run.json").read_text()
+    with open(path, "a") as file:
+        for i in range(40):
+            file.write(json.dumps({"prompt": f"What is {i} + 1?", "solution": str(i + 1)}) + "\n")
+    done = resume(output, "--max-steps", 4)
+    assert done.returncode == 2 and "is not what this run began with" in done.stderr
+    assert (output / "run.json").read_text() == before
+
+
 def test_a_finished_run_is_trained_on_by_epochs(tiny, tmp_path):
     """8 prompts, 4 a step: 2 steps an epoch."""
     rows = [{"prompt": f"What is {i} + 1?", "solution": str(i + 1)} for i in range(8)]

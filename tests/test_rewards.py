@@ -375,6 +375,9 @@ def test_split_reasoning(text, parts):
         ("Đáp án: 20\nVậy có 11 quả", "11", True),
         ("Jawabannya adalah 20 buah.\n\nJadi yang merah adalah 11 buah.", "20", False),
         ("Jawabannya adalah 20 buah.\n\nJadi yang merah adalah 11 buah.", "11", True),
+        ("Jawaban akhir: 34 apel.\n\nJadi, Ani punya 34 apel dalam 5 hari.", "34", True),
+        ("Jawaban akhir: 34 apel.\n\nJadi, Ani punya 34 apel dalam 5 hari.", "5", False),
+        ("Đáp án đúng là 34, không phải 13.", "34", True),
         ("Answer: 20\n\n**So** there are 11", "11", True),
         ("Answer: 20\nThus there are 11", "11", True),
         ("Answer: 20\nHence there are 11", "11", True),
@@ -658,9 +661,52 @@ def test_words_of_the_problem_that_were_left_in_english_cost():
 
 
 @pytest.mark.parametrize(
+    "problem, thought",
+    [
+        (
+            "A cook needs 3 kilogram of tomato, 2 kilogram of salmon and 1 kilogram of tofu.",
+            "Koki perlu 3 kilogram tomat, 2 kilogram salmon, dan 1 kilogram tahu, jadi "
+            "jumlahnya 3 + 2 + 1 = 6 kilogram.",
+        ),
+        (
+            "The bus leaves the hotel, and 12 people enter it at the bank. How many are inside?",
+            "Bus berangkat dari hotel dengan nol orang, lalu 12 orang naik di depan bank, jadi di "
+            "dalam bus ada 12 orang.",
+        ),
+        (
+            "Find the first digit of n if n is congruent to 3 modulo 7.",
+            "Misalkan digit pertama adalah a. Karena n sama dengan 3 modulo 7, kita coba digit 1, "
+            "lalu digit berikutnya.",
+        ),
+        (
+            "Lara sells 8 jars of jam per day, and works 5 hours. How many jars per hour?",
+            "Lara menjual 8 stoples selai per hari dan bekerja selama 5 jam, jadi per jam ia "
+            "menjual 8 : 5 = 1,6 stoples.",
+        ),
+        (
+            "The main tank holds 40 liter of water and loses 2 liter per minute.",
+            "Tangki utama berisi 40 liter air dan kehilangan 2 liter per menit, jadi air habis "
+            "setelah 40 : 2 = 20 menit.",
+        ),
+        (
+            "Ana spends 20 dollars on books and 15 on bags. How much does she spend?",
+            "Ana membelanjakan 20 dolar untuk buku, lalu 15 dolar untuk tas. Jadi ia membelanjakan "
+            "35 dolar.",
+        ),
+        (
+            "Half of the 40 pupils in the class are girls. How many girls are there?",
+            "Ada 40 pelajar di kelas itu. Separuh dari mereka perempuan, jadi ada 20 perempuan.",
+        ),
+    ],
+)
+def test_honest_thoughts_on_english_problems_earn_all(problem, thought):
+    assert rewards.language_share(thought, problem) >= 0.9
+
+
+@pytest.mark.parametrize(
     "problem, lang, words",
     [
-        ("Ani pays in total 3 kg of Rice per film to Budi.", "id", {"pays", "per"}),
+        ("Ani pays in total 3 kg of Rice per film to Budi.", "id", {"pays"}),
         ("Ani membayar total 3 kg beras untuk sebuah film.", "id", set()),
         ("Ani membayar sejumlah wang untuk dua buah epal.", "id", set()),
         ("甲有三个苹果，乙有五个苹果，一共有几个？", "id", set()),
