@@ -312,11 +312,12 @@ DECORATION = re.compile(
     \\[,;!%$\ ]                                      # 1\,440  34\%  \$34
   | \{,\}                                            # 1{,}440
   | \*\*                                             # **34**
-  | [$`°'"]                                          # $34$  34°
+  | [$€£¥₫`°'"~]                                     # $34$  34°  34~apel
   | \^\{?\\circ\}?                                   # 34^{\circ}
   | _(?:\d(?!\d)|\{\d+\})                            # 34_{10}
   | (?<=m)\}?\^\{?[23]\}?                            # 34 cm^2
-  | Rp\.?\s*(?=\d)                                   # Rp1.440
+  | Rp\.?\s*(?=\d) | (?<=\d),-(?!\d)                 # Rp1.440  1.440,-
+  | \\q?quad\b
   | \\(?:text|math)(?:bf|it|rm|sf|tt|normal)?\b      # \text{34}  \mathbf{34}
   | \\(?:boldsymbol|displaystyle|left|right)\b
     """,
@@ -329,10 +330,10 @@ FRACTION = re.compile(r"\\[dt]?frac\s*(?:\{(-?\d+)\}\s*\{(\d+)\}|(\d)(\d))")
 # A box holds one number, with a unit or "x =" at most: 3+4 or (3, 4) is none
 BOX = re.compile(
     rf"""
-    (?:[^\W\d_]|\s)*          # Rp
-    ({NUMBER})                # 34
-    (?:\s*/\s*(\d+))?         # 34/2
-    (?:[^\W\d_]|[\s.%])*      # apel.
+    (?:[^\W\d_]|\s)*                       # Rp
+    ({NUMBER})                             # 34
+    (?:\s*/\s*(\d+))?                      # 34/2
+    (?:[^\W\d_]|[\s.%]|(?<=[^\W\d_])/)*    # apel.  km/jam
     """,
     re.VERBOSE,
 )
@@ -394,7 +395,7 @@ def extract_answer(text: str, truncated: bool = False) -> set[float]:
     text = re.sub(r"(?<=[A-Z])\$(?=\d)", " ", text)  # US$34
     text = re.sub("[−–]", "-", DECORATION.sub("", text))  # a minus sign, or an en dash for it
     text = FRACTION.sub(r" \1\3/\2\4", text).replace("^{", "^")
-    text = re.sub(r"(?<=\d) (?=\d{3}\b)", "", text)  # 1 000 000
+    text = re.sub(r"(?<=\d)[ \u00a0\u202f](?=\d{3}\b)", "", text)  # 1 000 000
     text = re.sub(r"(?<![\w.,])\.(?=\d)", "0.", text)  # .5
 
     box = find_box(text)
