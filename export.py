@@ -48,6 +48,7 @@ def main(args):
     conversations = [data.make_messages(problem, system_prompt) for problem in PROBLEMS]
     prompts = [data.encode_prompt(tokenizer, conversation) for conversation in conversations]
     results = read_results(args)  # evaluate.py's, for the model cards
+    lock_folder(os.path.join(args.output_dir, "export"))
     partial = make_folders(args)
 
     # 保存为float16格式用于VLLM, 合并为16位: save_method = "merged_16bit"; what 4-bit and GGUF need
@@ -642,9 +643,7 @@ def check_room(args):
 
 def make_folders(args) -> str:
     """Make OUTPUT_DIR/export/partial, empty, and return it."""
-    export = os.path.join(args.output_dir, "export")
-    partial = os.path.join(export, "partial")
-    lock_folder(export)  # another export would take this one's files for left-overs
+    partial = os.path.join(args.output_dir, "export", "partial")
     shutil.rmtree(partial, ignore_errors=True)
     os.makedirs(partial)
     atexit.register(shutil.rmtree, partial, ignore_errors=True)

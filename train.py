@@ -644,7 +644,7 @@ def begin_run(args) -> str | None:
             if is_main_process():
                 print(f"{args.output_dir}: this run is finished, nothing to do")
             raise SystemExit(0)
-        if checkpoint is None:
+        if checkpoint is None and is_main_process():
             fail(f"--resume: {args.output_dir} is trained, and no checkpoint is left to go on from")
     if is_main_process():
         if checkpoint:
