@@ -643,9 +643,13 @@ def check_room(args):
 
 def make_folders(args) -> str:
     """Make OUTPUT_DIR/export/partial, empty, and return it."""
-    partial = os.path.join(args.output_dir, "export", "partial")
-    shutil.rmtree(partial, ignore_errors=True)
-    os.makedirs(partial)
+    export = os.path.join(args.output_dir, "export")
+    partial = os.path.join(export, "partial")
+    try:
+        shutil.rmtree(partial, ignore_errors=True)
+        os.makedirs(partial)
+    except OSError as error:
+        fail(f"cannot write to {export}: {one_line(error)}")
     atexit.register(shutil.rmtree, partial, ignore_errors=True)
     return partial
 

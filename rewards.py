@@ -688,13 +688,13 @@ FAMILIES = [
 # Words that English has as well: they may stay as they are in a thought on an English problem.
 SHARED = {
     "id": """
-        per set bus bank hotel film game video audio radio studio album drama opera piano gitar
-        museum stadion salon sofa oven pizza burger salmon vanilla protein vitamin jus zebra panda
-        koala hamster laptop printer monitor internet online email file data program unit level
-        bonus target final normal super jumbo minimum maximum medium model mode dialog blog taksi
-        diesel gas ton gram kilo kilogram liter meter kilometer watt kilowatt volt euro yen
-        volume diameter radius diagonal digit modulo modulus median modus linear integral parabola
-        sigma real domino deposit kredit debit jam air lima main dia
+        per set bus bank hotel film game video audio radio studio album drama opera piano museum
+        salon sofa oven pizza burger salmon vanilla protein vitamin zebra panda koala hamster
+        laptop printer monitor internet online email file data program unit level bonus target
+        final normal super jumbo minimum maximum medium model mode dialog blog diesel gas ton gram
+        kilo kilogram liter meter kilometer watt kilowatt volt euro yen volume diameter radius
+        diagonal digit modulo modulus median linear integral parabola sigma real domino deposit
+        debit jam air lima main
     """,
 }
 # Languages that a model drifts into; a window is labelled as one of these or of the family.

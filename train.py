@@ -247,6 +247,8 @@ def check_arguments(args):
         )
     if args.report_to != "none" and not importlib.util.find_spec(args.report_to):
         fail(f"--report-to {args.report_to}: pip install it, or use run.sh's environment")
+    if args.max_steps == 1 and args.warmup_ratio > 0:
+        fail("--max-steps 1: its learning rate would be 0, the warm-up's: add --warmup-ratio 0")
     data.check_reasoning_tokens(args)
 
 
@@ -644,11 +646,11 @@ def begin_run(args) -> str | None:
             if is_main_process():
                 print(f"{args.output_dir}: this run is finished, nothing to do")
             raise SystemExit(0)
-        if checkpoint is None and is_main_process():
-            fail(f"--resume: {args.output_dir} is trained, and no checkpoint is left to go on from")
     if is_main_process():
         if checkpoint:
             print(f"resuming {args.output_dir} from {checkpoint}")
+        elif run.get("state") == "finished":
+            fail(f"--resume: {args.output_dir} is trained, and no checkpoint is left to go on from")
         elif run:
             print(f"starting {args.output_dir} again: it has no complete checkpoint")
         lock_folder(args.output_dir)
@@ -1173,8 +1175,6 @@ def parse_arguments():
     args = parser.parse_args()
     if args.max_steps == 0:
         fail("--max-steps must be at least 1, or -1")
-    if args.max_steps == 1 and args.warmup_ratio > 0:
-        fail("--max-steps 1: its learning rate would be 0, the warm-up's: add --warmup-ratio 0")
     if args.resume:
         args = resume_arguments(parser, args)
     given = vars(args).copy()

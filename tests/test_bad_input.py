@@ -48,6 +48,7 @@ NUMBERS = {  # flag: values that are none
     "--reward-weights": ["nan", "inf", "x"],
 }
 OTHERS = [
+    ["--max-steps", "1"],
     ["--optim", "sgdx"],
     ["--loss-type", "foo"],
     ["--lr-scheduler-type", "foo"],

@@ -6,8 +6,8 @@ tokenizers by a hash.
 """
 
 import argparse
-import fcntl
 import base64
+import fcntl
 import http.server
 import importlib.util
 import json

@@ -263,9 +263,8 @@ def test_the_first_table_is_the_evaluation_rounded(name):
         after = percent(*[results[arm][key] for arm in SEEDS])
         assert f"{before} -> {', '.join(after)} %" in text
     assert f"| {64 * 80:,} | {' % | '.join(means)} % |" in text
-    pairs = [
-        [(row["base"]["accuracy"], row[arm]["accuracy"]) for row in read_texts()] for arm in SEEDS
-    ]
+    rows = read_texts()
+    pairs = [[(row["base"]["accuracy"], row[arm]["accuracy"]) for row in rows] for arm in SEEDS]
     p_values = [mcnemar(pair.count((True, False)), pair.count((False, True))) for pair in pairs]
     assert [p < 0.01 for p in p_values] == [True, False, True] and "p < 0.01" in text
     assert results["n"] == 300 and "300" in text and results["steps"][SEEDS[0]] == 80

@@ -240,6 +240,16 @@ def test_the_same_command_may_name_a_batch_of_one(tmp_path, monkeypatch):
     assert (args.model, args.per_device_train_batch_size, args.lora_alpha) == ("m", 4, 64)
 
 
+def test_one_step_without_warm_up_may_be_said_again(tmp_path, monkeypatch, capsys):
+    """It was refused by the default of a flag that the run has otherwise."""
+    write_run_json(tmp_path, {"model": "m", "max_steps": 1, "warmup_ratio": 0.0})
+    args = parse_resume(monkeypatch, tmp_path, "--max-steps", "1")
+    assert (args.max_steps, args.warmup_ratio) == (1, 0.0)
+    with pytest.raises(SystemExit):
+        parse_resume(monkeypatch, tmp_path, "--max-steps", "1", "--warmup-ratio", "0.1")
+    assert "add --warmup-ratio 0" in capsys.readouterr().err
+
+
 def test_before_the_first_checkpoint_every_flag_may_change(tmp_path, monkeypatch):
     """Out of memory at the first step: the command with smaller flags goes, no folder is moved."""
     write_run_json(tmp_path, {"model": "m", "num_generations": 8, "seed": 3})

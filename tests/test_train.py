@@ -153,6 +153,8 @@ def test_a_batch_of_one_becomes_a_group_only_where_it_must(accumulation, complet
     args = SimpleNamespace(
         lora_alpha=None,
         lora_rank=8,
+        max_steps=100,
+        warmup_ratio=0.1,
         gradient_accumulation_steps=accumulation,
         per_device_train_batch_size=1,
         num_generations=4,
