@@ -17,11 +17,10 @@ langid takes for Malay is paid less than English.
 
 REWARDS["improved"] mend that. Each is in [0, 1], and correctness outweighs the rest together:
     answer_reward    weight 2    1 if the number read after the last `</think>` equals the gold
-    language_reward  weight 1    share of the thought in the target language (DeepSeek-R1, eq. 7),
-                                 of thought and answer together if that is less; less for words
-                                 left in the problem's language; 0 for saying one thing again and
-                                 again, the same at any length; half if langid hears another
-                                 language in the whole text
+    language_reward  weight 1    share of the thought in the target language (DeepSeek-R1, eq. 7);
+                                 less for words left in the problem's language; 0 for saying one
+                                 thing again and again, the same at any length; half if langid
+                                 hears another language in the whole text
     format_reward    weight 0.5  1 if one thought starts the completion, with text after it; less
                                  if that text says one thing again and again
 A completion without `</think>` earns nothing from any of the three.
@@ -231,9 +230,8 @@ def answer_reward(completions, answer, **kwargs) -> list[float | None]:
 def language_reward(prompts, completions, **kwargs) -> list[float]:
     """language_share of each finished thought, in [0, 1]; 0 without an end tag.
 
-    That of thought and answer together where it is less: one of three runs only planned in its
-    thought and calculated behind it. Half where the tutorial's own judge, langid on the whole
-    text, hears another language: "3. Hitung cost bags of chips: ..." is no sentence.
+    Half where the tutorial's own judge, langid on the whole text, hears another language:
+    "3. Hitung cost bags of chips: ..." is no sentence.
     DeepSeek-R1 (arXiv 2501.12948), section 2.3 and eq. 7.
     """
     scores = []
@@ -243,10 +241,7 @@ def language_reward(prompts, completions, **kwargs) -> list[float]:
         if answer is None:
             scores.append(0.0)
             continue
-        problem = prompt[-1]["content"]
-        share = language_share(thought, problem)
-        if len(find_words(answer)) >= MIN_WORDS:
-            share = min(share, language_share(f"{thought}\n{answer}", problem))
+        share = language_share(thought, prompt[-1]["content"])
         if get_lang(text) != target_lang:
             share *= 0.5
         scores.append(share)

@@ -732,15 +732,6 @@ def test_language_reward_is_paid_for_finished_thoughts_only():
     assert call(rewards.language_reward, f"<think>{ID}") == 0.0
 
 
-def test_language_reward_judges_what_is_said_behind_the_thought_too():
-    assert call(rewards.language_reward, f"<think>{ID}</think>{OTHER}") == 1.0
-    mixed = call(rewards.language_reward, f"<think>{ID}</think>{EN}")
-    assert mixed <= 0.6 and rewards.language_share(ID) == 1.0
-    assert call(rewards.language_reward, f"<think>{EN}</think>{ID} {OTHER}") == 0.0
-    repeated = " Jawaban akhir adalah 19." * 40
-    assert call(rewards.language_reward, f"<think>{ID}</think>{repeated}") < 0.4
-
-
 def test_language_reward_is_less_where_langid_hears_another_language():
     notes = """1. Hitung subtotal subs: 2 x $7.50 = $15.00
 2. Hitung subtotal bags of chips: 2 x $1.50 = $3.00

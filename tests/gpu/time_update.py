@@ -12,7 +12,7 @@ trainer on the model as train.py loads it. One line a variant: seconds and token
       chunked      TRL's log-probabilities without whole logits (use_liger_kernel, less the package)
       compile      torch_compile
       liger        Liger's RMSNorm, RoPE and SwiGLU (pip install liger-kernel==0.8.5); it stays, so
-                   name such variants last. Not run yet
+                   name such variants last
 """
 
 import argparse
