@@ -315,7 +315,7 @@ DECORATION = re.compile(
   | [$€£¥₫`°'"~]                                     # $34$  34°  34~apel
   | \^\{?\\circ\}?                                   # 34^{\circ}
   | _(?:\d(?!\d)|\{\d+\})                            # 34_{10}
-  | (?<=m)\}?\^\{?[23]\}?                            # 34 cm^2
+  | (?<=[mt])\}?\^\{?[23]\}?                         # 34 cm^2  34 ft^2
   | Rp\.?\s*(?=\d) | (?<=\d),-(?!\d)                 # Rp1.440  1.440,-
   | \\q?quad\b
   | \\(?:text|math)(?:bf|it|rm|sf|tt|normal)?\b      # \text{34}  \mathbf{34}
@@ -354,8 +354,17 @@ LABEL = re.compile(
     re.VERBOSE | re.IGNORECASE,
 )
 
-# 3 + 4 = 7: the result is what stands after the last "="
-CALCULATION = re.compile(rf"^(?:{NUMBER}\s*(?:[-+*/×x%:÷]|\\times|\\cdot|\\div)[^=\n]*=\s*)+")
+# 3 + 4 = 7, 3 apel + 4 apel = 7 apel: the result is what stands after the last "="
+OPERATOR = r"(?:[-+*/×x%:÷]|\\times|\\cdot|\\div)"
+CALCULATION = re.compile(
+    rf"""
+    ^(?:
+      {NUMBER} \s* (?: {OPERATOR} | (?:[^\W\d_]+\s*){{1,3}} {OPERATOR} [\s(]* \d )
+      [^=\n]* = \s*
+    )+
+    """,
+    re.VERBOSE,
+)
 
 # A line that draws another conclusion after a labelled number takes that number back
 CONCLUSION = re.compile(
