@@ -203,6 +203,10 @@ def read_dataset(path: str, config: str = "en", split: str = "train", revision: 
     try:
         if kind and os.path.exists(path) and not os.path.getsize(path):
             fail(f"data set {path} is empty")
+        if kind == "json" and os.path.isfile(path):
+            with open(path, "rb") as file:
+                if any(line.startswith(b"null") for line in file):  # pyarrow can die of it
+                    fail(f"data set {path}: every line must be an object, and one is null")
         if kind:
             literal = glob.escape(path)  # datasets would read x[1].jsonl as a pattern
             dataset = load_dataset(kind, data_files=literal, split="train")

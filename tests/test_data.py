@@ -259,6 +259,9 @@ def test_unusable_rows(tmp_path, row, message, capsys):
         ("blank.jsonl", "\n\n", ""),
         ("bad.jsonl", "{not json", "JSON"),
         ("half.jsonl", '{"prompt": "a", "solution": "1"}\n{"prompt": "b", "sol', "JSON"),
+        ("null.jsonl", "null\nnull\n", "every line must be an object"),  # it was a segfault
+        ("null.json", 'null\n{"prompt": "a", "solution": "1"}\n', "every line must be an object"),
+        ("number.jsonl", "3\n", "cannot load data set"),
         ("bad.parquet", "no parquet", "cannot load data set"),
         ("list.json", "[]", "cannot load data set"),
         ("notes.txt", "a", "is no .jsonl, .json or .parquet file"),
