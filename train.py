@@ -711,6 +711,8 @@ def find_checkpoint(folder) -> str | None:
         try:
             with open(os.path.join(path, "complete.json")) as file:
                 sizes = json.load(file)
+            with open(os.path.join(path, "trainer_state.json")) as file:
+                json.load(file)  # after a power loss it can have its size, and only NUL bytes
             if sizes and all(sizes[name] == os.path.getsize(f"{path}/{name}") for name in sizes):
                 return path
         except (OSError, ValueError, TypeError):

@@ -115,18 +115,29 @@ def test_killed_at_a_random_moment(whole, tiny, tmp_path, seed):
         "complete.json",
     ],
 )
-@pytest.mark.parametrize("damage", ["missing", "cut"])
+@pytest.mark.parametrize("damage", ["missing", "cut", "empty"])
 def test_a_damaged_checkpoint_is_not_taken(whole, tmp_path, capsys, name, damage):
     shutil.copytree(whole, tmp_path / "outputs")
     newest = tmp_path / "outputs" / "checkpoint-6"
     assert train.find_checkpoint(tmp_path / "outputs") == str(newest)
     if damage == "missing":
         (newest / name).unlink()
+    elif damage == "empty":
+        (newest / name).write_bytes(b"")
     else:
         (newest / name).write_bytes((newest / name).read_bytes()[:-3])
     older = tmp_path / "outputs" / "checkpoint-4"
     assert train.find_checkpoint(tmp_path / "outputs") == str(older)
     assert f"{newest} is not complete: trying an older one" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("name", ["trainer_state.json", "complete.json"])
+def test_a_checkpoint_after_a_power_loss_is_not_taken(whole, tmp_path, name):
+    """The file has its size, and only NUL bytes."""
+    shutil.copytree(whole, tmp_path / "outputs")
+    path = tmp_path / "outputs" / "checkpoint-6" / name
+    path.write_bytes(bytes(path.stat().st_size))
+    assert train.find_checkpoint(tmp_path / "outputs").endswith("checkpoint-4")
 
 
 def test_without_a_complete_checkpoint_it_starts_again(whole, stopped):
