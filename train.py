@@ -640,13 +640,15 @@ def begin_run(args) -> str | None:
     run = read_run(args.output_dir) if args.resume else {}
     args.swanlab_id = run.get("arguments", {}).get("swanlab_id") or uuid.uuid4().hex
     checkpoint = find_checkpoint(args.output_dir) if run else None
+    made = run.get("effective") or {}
     if run.get("state") == "finished":
-        made = run["effective"]
-        if has_all_steps(args, made["steps"], made.get("epochs", 0)):
+        if has_all_steps(args, made.get("steps", 0), made.get("epochs", 0)):
             if is_main_process():
                 print(f"{args.output_dir}: this run is finished, nothing to do")
             raise SystemExit(0)
     if is_main_process():
+        if checkpoint and ("train_rows" not in made or "held_out" not in run):
+            fail(f"--resume: {args.output_dir}/run.json has lost parts: take another --output-dir")
         if checkpoint:
             print(f"resuming {args.output_dir} from {checkpoint}")
         elif run.get("state") == "finished":

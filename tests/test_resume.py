@@ -403,6 +403,28 @@ def test_a_folder_that_cannot_be_moved_aside(tmp_path, monkeypatch, capsys):
     assert error.count("\n") == 1 and (tmp_path / "notes.txt").exists()
 
 
+@pytest.mark.parametrize(
+    "state, lost",
+    [
+        ("finished", "effective"),
+        ("running", "train_rows"),
+        ("running", "held_out"),
+    ],
+)
+def test_a_run_json_that_has_lost_parts(whole, tmp_path, state, lost):
+    """It was a KeyError, in part after the model had been loaded."""
+    output = tmp_path / "outputs"
+    shutil.copytree(whole, output)
+    run = json.loads((output / "run.json").read_text()) | {"state": state}
+    run["effective"].pop(lost, None)
+    run.pop(lost, None)
+    (output / "run.json").write_text(json.dumps(run))
+    before = sorted(output.rglob("*"))
+    done = resume(output, "--max-steps", STEPS + 1)
+    assert done.returncode == 2 and "run.json has lost parts" in done.stderr
+    assert "Traceback" not in done.stderr and sorted(output.rglob("*")) == before
+
+
 @pytest.mark.parametrize("text", ["", "{", "[]", '{"arguments": {}}', '{"arguments": []}'])
 def test_an_unreadable_run_json(whole, tmp_path, text):
     (tmp_path / "run.json").write_text(text)
