@@ -23,6 +23,7 @@ import os
 import re
 import shlex
 import shutil
+import signal
 import subprocess
 import sys
 import time
@@ -650,7 +651,10 @@ def make_folders(args) -> str:
         os.makedirs(partial)
     except OSError as error:
         fail(f"cannot write to {export}: {one_line(error)}")
-    atexit.register(shutil.rmtree, partial, ignore_errors=True)
+    remove = functools.partial(shutil.rmtree, partial, ignore_errors=True)
+    atexit.register(remove)
+    # not sys.exit: it would wait for run_apart's process, and after a second SIGTERM for ever
+    signal.signal(signal.SIGTERM, lambda signum, frame: (remove(), os._exit(128 + signum)))
     return partial
 
 

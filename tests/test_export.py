@@ -1023,6 +1023,16 @@ def test_errors_of_other_processes_are_one_line(capfd):
         assert f"error: division: {why}" in capfd.readouterr().err
 
 
+def test_sigterm_leaves_nothing_half_written(tmp_path):
+    code = "import export, os, signal, sys, types; "
+    code += "export.make_folders(types.SimpleNamespace(output_dir=sys.argv[1])); "
+    code += "assert os.listdir(sys.argv[1] + '/export') == ['partial']; "
+    code += "os.kill(os.getpid(), signal.SIGTERM)"
+    done = run_script("-c", code, tmp_path)
+    assert done.returncode == 143 and done.stderr == ""
+    assert os.listdir(tmp_path / "export") == []
+
+
 def test_a_kill_before_the_rename_leaves_no_export_json(tmp_path, monkeypatch):
     args = argparse.Namespace(
         output_dir=str(tmp_path), model="m", revision=None, adapter="a", engine="trl"
