@@ -651,10 +651,13 @@ def make_folders(args) -> str:
         os.makedirs(partial)
     except OSError as error:
         fail(f"cannot write to {export}: {one_line(error)}")
-    remove = functools.partial(shutil.rmtree, partial, ignore_errors=True)
-    atexit.register(remove)
-    # not sys.exit: it would wait for run_apart's process, and after a second SIGTERM for ever
-    signal.signal(signal.SIGTERM, lambda signum, frame: (remove(), os._exit(128 + signum)))
+
+    def stop(signum, frame):
+        shutil.rmtree(partial, ignore_errors=True)
+        os._exit(128 + signum)  # sys.exit would wait for run_apart's process
+
+    atexit.register(shutil.rmtree, partial, ignore_errors=True)
+    signal.signal(signal.SIGTERM, stop)
     return partial
 
 

@@ -641,17 +641,17 @@ def begin_run(args) -> str | None:
     args.swanlab_id = run.get("arguments", {}).get("swanlab_id") or uuid.uuid4().hex
     checkpoint = find_checkpoint(args.output_dir) if run else None
     made = run.get("effective") or {}
-    if run.get("state") == "finished":
-        if has_all_steps(args, made.get("steps", 0), made.get("epochs", 0)):
-            if is_main_process():
-                print(f"{args.output_dir}: this run is finished, nothing to do")
-            raise SystemExit(0)
+    finished = run.get("state") == "finished"
+    if finished and has_all_steps(args, made.get("steps", 0), made.get("epochs", 0)):
+        if is_main_process():
+            print(f"{args.output_dir}: this run is finished, nothing to do")
+        raise SystemExit(0)
     if is_main_process():
         if checkpoint and ("train_rows" not in made or "held_out" not in run):
             fail(f"--resume: {args.output_dir}/run.json has lost parts: take another --output-dir")
         if checkpoint:
             print(f"resuming {args.output_dir} from {checkpoint}")
-        elif run.get("state") == "finished":
+        elif finished:
             fail(f"--resume: {args.output_dir} is trained, and no checkpoint is left to go on from")
         elif run:
             print(f"starting {args.output_dir} again: it has no complete checkpoint")
