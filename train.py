@@ -95,6 +95,7 @@ def main(args):
     from trl import GRPOConfig, GRPOTrainer
 
     gpu = torch.cuda.is_available()
+    torch.backends.cuda.enable_cudnn_sdp(False)  # NaN gradients on H100s (pytorch#196678)
     training_args = GRPOConfig(
         temperature=args.temperature,
         min_p=args.min_p,  # these three are the tutorial's vllm_sampling_params

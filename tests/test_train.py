@@ -173,6 +173,8 @@ def own_reward(prompts, completions, first, **kwargs):
     return [float(len(completion[0]["content"])) for completion in completions]
 rewards.REWARDS["own"] = {own_reward: 1.0}
 train.main(train.parse_arguments())
+import torch
+assert not torch.backends.cuda.cudnn_sdp_enabled()
 """
 
 

@@ -29,6 +29,7 @@ def main(args):
     import torch
     from peft import get_peft_model
 
+    torch.backends.cuda.enable_cudnn_sdp(False)  # as train.py does
     model, tokenizer, peft_config = load(args.model)
     model = get_peft_model(model, peft_config)
     for p in model.parameters():  # as the trainer has them
