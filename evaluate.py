@@ -885,7 +885,7 @@ def get_step(folder: str, run: dict) -> int:
     start, _, step = os.path.basename(os.path.normpath(folder)).rpartition("-")
     if start.endswith("checkpoint") and step.isdecimal():
         return int(step)
-    run = read_run(os.path.dirname(os.path.normpath(folder))) or run
+    run = read_run(os.path.dirname(os.path.realpath(folder))) or run
     if not run.get("last_step"):
         fail(f"--adapter {folder}: a curve needs checkpoint-N folders, or run.json of a whole run")
     return run["last_step"]["step"]

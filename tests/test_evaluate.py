@@ -1348,7 +1348,11 @@ def test_step_of_an_adapter(folder, step):
 def test_the_step_of_another_runs_adapter_is_that_runs_last(tmp_path):
     run = {"arguments": {"model": "m"}, "last_step": {"step": 12}}
     (tmp_path / "run.json").write_text(json.dumps(run))
-    assert evaluate.get_step(str(tmp_path / "grpo_lora"), {"last_step": {"step": 6}}) == 12
+    (tmp_path / "grpo_lora").mkdir()
+    (tmp_path / "links").mkdir()
+    (tmp_path / "links" / "seed-1").symlink_to(tmp_path / "grpo_lora")  # qwen15.sh's
+    for folder in ("grpo_lora", "links/seed-1"):
+        assert evaluate.get_step(str(tmp_path / folder), {"last_step": {"step": 6}}) == 12
 
 
 BAD_INPUT = [
