@@ -17,6 +17,7 @@ import glob
 import importlib.metadata
 import math
 import os
+import re
 import shutil
 import sys
 import threading
@@ -205,7 +206,8 @@ def read_dataset(path: str, config: str = "en", split: str = "train", revision: 
             fail(f"data set {path} is empty")
         if kind == "json" and os.path.isfile(path):
             with open(path, "rb") as file:
-                if any(line.startswith(b"null") for line in file):  # pyarrow can die of it
+                # pyarrow can die of it
+                if any(re.match(rb"(?:\xef\xbb\xbf)?[\s\[]*null\b", line) for line in file):
                     fail(f"data set {path}: every line must be an object, and one is null")
         if kind:
             literal = glob.escape(path)  # datasets would read x[1].jsonl as a pattern

@@ -882,10 +882,13 @@ def find_adapters(args, run: dict) -> dict[str, str]:
 
 def get_step(folder: str, run: dict) -> int:
     """Return the step of an adapter: N of a name that ends in checkpoint-N, else the run's last."""
-    start, _, step = os.path.basename(os.path.normpath(folder)).rpartition("-")
-    if start.endswith("checkpoint") and step.isdecimal():
-        return int(step)
-    run = read_run(os.path.dirname(os.path.realpath(folder))) or run
+    folder = os.path.normpath(folder)
+    target = os.path.realpath(folder)  # a link's name says nothing of the run it belongs to
+    for path in (folder, target):
+        start, _, step = os.path.basename(path).rpartition("-")
+        if start.endswith("checkpoint") and step.isdecimal():
+            return int(step)
+    run = read_run(os.path.dirname(folder)) or read_run(os.path.dirname(target)) or run
     if not run.get("last_step"):
         fail(f"--adapter {folder}: a curve needs checkpoint-N folders, or run.json of a whole run")
     return run["last_step"]["step"]

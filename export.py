@@ -653,6 +653,9 @@ def make_folders(args) -> str:
         fail(f"cannot write to {export}: {one_line(error)}")
 
     def stop(signum, frame):
+        for child in multiprocessing.active_children():  # run_apart's, which writes into partial
+            child.kill()
+            child.join()
         shutil.rmtree(partial, ignore_errors=True)
         os._exit(128 + signum)  # sys.exit would wait for run_apart's process
 

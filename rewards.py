@@ -249,7 +249,7 @@ def language_reward(prompts, completions, **kwargs) -> list[float]:
 
 
 # A word or number, a sign, or one letter of a script that is written without spaces
-TOKEN = re.compile(r"[\u0e00-\u0e7f\u3040-\u30ff\u4e00-\u9fff]|\\?\w+|[^\w\s]")
+ANSWER_TOKEN = re.compile(r"[\u0e00-\u0e7f\u3040-\u30ff\u4e00-\u9fff]|\\?\w+|[^\w\s]")
 MIN_ANSWER_TOKENS = 24  # a shorter answer may repeat words
 
 
@@ -264,7 +264,7 @@ def format_reward(completions, **kwargs) -> list[float]:
         text = completion[0]["content"]
         if is_well_formed(text):
             answer = split_reasoning(text)[1]
-            tokens = TOKEN.findall(answer)
+            tokens = ANSWER_TOKEN.findall(answer)
             scores.append(repetition_factor(tokens) if len(tokens) >= MIN_ANSWER_TOKENS else 1.0)
         else:
             scores.append(0.0)
@@ -315,7 +315,7 @@ DECORATION = re.compile(
   | [$€£¥₫`°'"~]                                     # $34$  34°  34~apel
   | \^\{?\\circ\}?                                   # 34^{\circ}
   | _(?:\d(?!\d)|\{\d+\})                            # 34_{10}
-  | (?<=[mt])\}?\^\{?[23]\}?                         # 34 cm^2  34 ft^2
+  | (?<=m)\}?\^\{?[23]\}?                            # 34 cm^2
   | Rp\.?\s*(?=\d) | (?<=\d),-(?!\d)                 # Rp1.440  1.440,-
   | \\q?quad\b
   | \\(?:text|math)(?:bf|it|rm|sf|tt|normal)?\b      # \text{34}  \mathbf{34}
@@ -354,17 +354,8 @@ LABEL = re.compile(
     re.VERBOSE | re.IGNORECASE,
 )
 
-# 3 + 4 = 7, 3 apel + 4 apel = 7 apel: the result is what stands after the last "="
-OPERATOR = r"(?:[-+*/×x%:÷]|\\times|\\cdot|\\div)"
-CALCULATION = re.compile(
-    rf"""
-    ^(?:
-      {NUMBER} \s* (?: {OPERATOR} | (?:[^\W\d_]+\s*){{1,3}} {OPERATOR} [\s(]* \d )
-      [^=\n]* = \s*
-    )+
-    """,
-    re.VERBOSE,
-)
+# 3 + 4 = 7: the result is what stands after the last "="
+CALCULATION = re.compile(rf"^(?:{NUMBER}\s*(?:[-+*/×x%:÷]|\\times|\\cdot|\\div)[^=\n]*=\s*)+")
 
 # A line that draws another conclusion after a labelled number takes that number back
 CONCLUSION = re.compile(
@@ -498,13 +489,13 @@ def read_number(numeral):
 # --------------------------------------------------------------------------------------------------
 # How the language of a thought is judged
 
-MIN_WORDS = 8  # fewer, or fewer than 4 different ones, are no thought to langid or to anyone
+MIN_WORDS = 8  # fewer are no thought; langid needs about 50 characters
 WINDOW_WORDS = 16  # langid labels windows, so that code-switching gives a share and not a verdict
 MAX_WINDOWS = 16  # of a longer thought every second, third, ... window is labelled: <= 3 ms
 COPIED_WORDS = 6  # so many words in the problem's order are a copy and not a thought
 FREE_FOREIGN = 0.1  # so many words may be the problem's ("per", "film"), and at
 MAX_FOREIGN = 0.5  # so many nothing is left of the reward
-REPETITION_TOKENS = 64  # so that an honest thought earns the same at 20 and at 2,000 words
+REPETITION_WORDS = 64  # so that an honest thought earns the same at 20 and at 2,000 words
 
 # What is no language
 NO_LANGUAGE = re.compile(
@@ -529,12 +520,12 @@ def language_share(thought: str, problem: str = "") -> float:
     2. Half of it, if more different words are a relative's alone than are the target's alone.
     3. Less for words left in the problem's language ("Hitung harga fish sub"): nothing for a tenth
        of all words, everything for half.
-    4. Less for repetition, where another number is another text ("hari 1 ..., hari 2 ...").
+    4. Less for repetition.
     Fewer than MIN_WORDS words, not counting what is copied from the problem, give 0. Words inside
-    code or $...$ have no language.
+    code or $...$ are not seen.
     """
     words = drop_copied(find_words(thought), find_words(problem))
-    if len(words) < MIN_WORDS or len(set(words)) < 4:
+    if len(words) < MIN_WORDS:
         return 0.0
 
     family = get_family(target_lang)
@@ -555,7 +546,7 @@ def language_share(thought: str, problem: str = "") -> float:
     foreign = get_foreign_words(problem, target_lang)
     untranslated = sum(word in foreign for word in words) / len(words)
     share *= 1.0 - rise(untranslated, FREE_FOREIGN, MAX_FOREIGN)
-    return share * repetition_factor(TOKEN.findall(thought))
+    return share * repetition_factor(words)
 
 
 def find_words(text):
@@ -587,10 +578,10 @@ def make_windows(words, size):
     return [words[start:end] for start, end in itertools.pairwise(edges)]
 
 
-def fresh_share(tokens):
-    """Return the share of different ones among the triples of neighbouring tokens."""
-    triples = set(zip(tokens, tokens[1:], tokens[2:]))
-    return len(triples) / (len(tokens) - 2)
+def fresh_share(words):
+    """Return the share of different ones among the triples of neighbouring words."""
+    triples = list(zip(words, words[1:], words[2:]))
+    return len(set(triples)) / len(triples)
 
 
 def rise(value, low, high):
@@ -598,15 +589,15 @@ def rise(value, low, high):
     return min(1.0, max(0.0, (value - low) / (high - low)))
 
 
-def repetition_factor(tokens):
+def repetition_factor(words):
     """Return 1 for an honest text of any length, 0 for one that says a thing again and again.
 
-    Judged in windows, since tokens return in honest texts too, the more the longer they are: there
+    Judged in windows, since words return in honest texts too, the more the longer they are: there
     0.6 and more of the triples are fresh. And judged as a whole, for paragraphs that return.
     """
-    windows = make_windows(tokens, REPETITION_TOKENS)
+    windows = make_windows(words, REPETITION_WORDS)
     nearby = sum(rise(fresh_share(window), 0.4, 0.6) for window in windows) / len(windows)
-    return nearby * rise(fresh_share(tokens), 0.2, 0.4)
+    return nearby * rise(fresh_share(words), 0.2, 0.4)
 
 
 @functools.lru_cache(maxsize=1024)  # a group of completions asks about one problem

@@ -643,7 +643,7 @@ def begin_run(args) -> str | None:
     checkpoint = find_checkpoint(args.output_dir) if run else None
     made = run.get("effective") or {}
     finished = run.get("state") == "finished"
-    if finished and has_all_steps(args, made.get("steps", 0), made.get("epochs", 0)):
+    if finished and has_all_steps(args, made.get("steps") or 0, made.get("epochs") or 0):
         if is_main_process():
             print(f"{args.output_dir}: this run is finished, nothing to do")
         raise SystemExit(0)

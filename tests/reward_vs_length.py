@@ -66,7 +66,7 @@ def get_rewards(words, problem=""):
     if len(found) < rewards.MIN_WORDS:
         return 0.0, after
     factor = rewards.repetition_factor
-    rewards.repetition_factor = lambda tokens: rewards.fresh_share(found)
+    rewards.repetition_factor = rewards.fresh_share
     before = rewards.language_share(text, problem)
     rewards.repetition_factor = factor
     return before, after

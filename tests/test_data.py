@@ -261,6 +261,8 @@ def test_unusable_rows(tmp_path, row, message, capsys):
         ("half.jsonl", '{"prompt": "a", "solution": "1"}\n{"prompt": "b", "sol', "JSON"),
         ("null.jsonl", "null\nnull\n", "every line must be an object"),  # it was a segfault
         ("null.json", 'null\n{"prompt": "a", "solution": "1"}\n', "every line must be an object"),
+        ("spaced.jsonl", " null\n null\n", "every line must be an object"),
+        ("array.json", '[null, {"prompt": "a"}]', "every line must be an object"),
         ("number.jsonl", "3\n", "cannot load data set"),
         ("bad.parquet", "no parquet", "cannot load data set"),
         ("list.json", "[]", "cannot load data set"),

@@ -1353,6 +1353,9 @@ def test_the_step_of_another_runs_adapter_is_that_runs_last(tmp_path):
     (tmp_path / "links" / "seed-1").symlink_to(tmp_path / "grpo_lora")  # qwen15.sh's
     for folder in ("grpo_lora", "links/seed-1"):
         assert evaluate.get_step(str(tmp_path / folder), {"last_step": {"step": 6}}) == 12
+    (tmp_path / "checkpoint-8").mkdir()
+    (tmp_path / "links" / "early").symlink_to(tmp_path / "checkpoint-8")
+    assert evaluate.get_step(str(tmp_path / "links" / "early"), {}) == 8
 
 
 BAD_INPUT = [

@@ -354,12 +354,6 @@ def test_split_reasoning(text, parts):
         ("Jawaban yang benar adalah 34, bukan 35", "34", True),
         ("Jawabannya adalah 2 + 17 = 19.", "19", True),
         ("The answer is 3 + 4 = 7", "7", True),
-        ("Jawaban: 3 apel + 4 apel = 7 apel", "7", True),
-        ("Jawaban: 3 apel + 4 apel = 7 apel", "3", False),
-        ("Answer: 3 * (4 + 5) = 27", "27", True),
-        ("Answer: 34 apples = 34 pieces", "34", True),
-        ("Answer: 34 apples - since x = 5", "34", True),
-        ("\\boxed{34 \\text{ ft}^2}", "34", True),
         ("The answer is 3 + 4 = 2 + 5 = 7, as 8 is wrong", "7", True),
         ("Jawaban: 3 \\times 4 = 12", "12", True),
         ("Jawaban: 3 \\cdot 4 = 12, bukan 13", "12", True),
@@ -936,21 +930,7 @@ def test_saying_it_again_and_again_earns_nothing(thought):
     assert rewards.language_share(thought, QUESTION) == 0.0
 
 
-@pytest.mark.parametrize("days", [7, 30])
-def test_an_honest_enumeration_is_no_repetition(days):
-    lines = [f"Pada hari {day} dia membaca {day + 4} halaman." for day in range(1, days + 1)]
-    thought = "Mari kita hitung jumlah halaman yang dibaca setiap hari. " + " ".join(lines)
-    assert rewards.language_share(thought, QUESTION) >= 0.95
-    same = "Pada hari 1 dia membaca 5 halaman. " * days
-    assert rewards.language_share(same, QUESTION) == 0.0
-
-
-def test_counting_is_no_thought():
-    assert rewards.language_share(" ".join(f"langkah {step}" for step in range(40))) == 0.0
-    assert rewards.language_share(" ".join(f"yang {step} bahwa" for step in range(40))) == 0.0
-
-
-def test_repetition_is_judged_in_windows_of_64_tokens():
+def test_repetition_is_judged_in_windows_of_64_words():
     words = [str(number) for number in range(48)] * 2
     assert rewards.repetition_factor(words) == 1.0  # 96 are two windows, 95 are one
     assert rewards.repetition_factor(words[:95]) < 0.7
@@ -1170,7 +1150,7 @@ def test_language_reward_takes_at_most_3_ms_a_completion():
     rewards.language_reward(prompts=prompts, completions=batch)  # loads langid
     started = time.process_time()
     rewards.language_reward(prompts=prompts, completions=batch)
-    assert (time.process_time() - started) / 20 < 0.003 * 4  # a shared machine is slower
+    assert (time.process_time() - started) / 20 < 0.003 * 3  # a shared machine is slower
 
 
 PIECES = st.sampled_from(
