@@ -173,12 +173,16 @@ def main(args):
 
 def load_with_trl(args):
     """Return (model, tokenizer, peft_config) for TRL + PEFT: the same LoRA, also on a CPU."""
+    import torch
     from peft import LoraConfig
     from transformers import set_seed
+    from transformers.integrations.liger import apply_liger_kernel
 
     set_seed(args.seed)
     tokenizer = data.load_tokenizer(args.model, args.revision)
     model = load_model(args.model, args.revision)
+    if torch.cuda.is_available():  # fused RMSNorm, RoPE, SwiGLU: an update takes a quarter less
+        apply_liger_kernel(model, {"fused_linear_cross_entropy": False})  # TRL's own loss stays
     peft_config = LoraConfig(
         r=args.lora_rank,
         lora_alpha=args.lora_alpha,

@@ -613,6 +613,24 @@ def test_trl_can_start_vllm_with_adapters(monkeypatch):
     assert options == {"model": "x", "enable_lora": True, "max_loras": 1, "max_lora_rank": 32}
 
 
+@pytest.mark.parametrize("gpu", [True, False])
+def test_trl_gets_fused_layers_on_a_gpu_but_keeps_its_own_loss(monkeypatch, gpu):
+    import torch
+    from transformers.integrations import liger
+
+    applied = []
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: gpu)
+    monkeypatch.setattr(liger, "apply_liger_kernel", lambda *options: applied.append(options))
+    monkeypatch.setattr(train, "load_model", lambda name, revision: "a model")
+    monkeypatch.setattr(data, "load_tokenizer", lambda name, revision: None)
+    args = SimpleNamespace(
+        model="x", revision=None, seed=1, lora_rank=8, lora_alpha=16, target_modules=["q_proj"]
+    )
+    assert train.load_with_trl(args)[0] == "a model"
+    # with Liger's own loss the model would return no logits to compare with vLLM's
+    assert applied == ([("a model", {"fused_linear_cross_entropy": False})] if gpu else [])
+
+
 @pytest.mark.parametrize("script", ["train.py", "evaluate.py", "export.py", "data.py"])
 def test_help_needs_nothing_but_python(script):
     done = run_script("-S", ROOT / script, "--help")  # -S: no packages

@@ -11,8 +11,8 @@ trainer on the model as train.py loads it. One line a variant: seconds and token
       keep         activations are kept: no checkpointing
       chunked      TRL's log-probabilities without whole logits (use_liger_kernel, less the package)
       compile      torch_compile
-      liger        Liger's RMSNorm, RoPE and SwiGLU (pip install liger-kernel==0.8.5); it stays, so
-                   name such variants last
+      liger        Liger's RMSNorm, RoPE and SwiGLU, as train.py has them; they stay, so name such
+                   variants last
 """
 
 import argparse
@@ -28,7 +28,10 @@ VARIANTS = ["plain", "nocast", "16", "8-chunked", "16-chunked", "4-keep-chunked"
 def main(args):
     import torch
     from peft import get_peft_model
+    from transformers.integrations import liger
 
+    apply_liger_kernel = liger.apply_liger_kernel
+    liger.apply_liger_kernel = lambda model, config: None  # not by load
     torch.backends.cuda.enable_cudnn_sdp(False)  # as train.py does
     model, tokenizer, peft_config = load(args.model)
     model = get_peft_model(model, peft_config)
@@ -37,6 +40,8 @@ def main(args):
             p.data = p.data.float()
     model.config.use_cache = False
     for variant in args.variants:
+        if "liger" in variant:
+            apply_liger_kernel(model, {"fused_linear_cross_entropy": False})
         try:
             time_variant(args, model, tokenizer, variant)
         except (torch.OutOfMemoryError, RuntimeError) as error:
@@ -76,11 +81,6 @@ def time_variant(args, model, tokenizer, variant):
         ),
         train_dataset=Dataset.from_list([{"prompt": "a"}] * args.completions),
     )
-    if "liger" in ways:
-        from liger_kernel.transformers import _apply_liger_kernel_to_instance
-
-        base = model.get_base_model()
-        _apply_liger_kernel_to_instance(model=base, fused_linear_cross_entropy=False)
     if "chunked" in ways:
         trainer.use_liger_kernel = True
         trainer._forward_redirection = _ForwardRedirection()
