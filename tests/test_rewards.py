@@ -295,6 +295,11 @@ def test_split_reasoning(text, parts):
         ("\\boxed{34 \\text{ apel}}", "34", True),
         ("\\boxed{34 \\text{ cm}^2}", "34", True),
         ("\\boxed{34 m^{3}}", "34", True),
+        ("\\boxed{34 ft^2}", "34", True),
+        ("\\boxed{34 \\text{ ft}^{2}}", "34", True),
+        ("\\boxed{34x^2}", "34", False),
+        ("\\boxed{34 cm^2}, keliling 20 cm", "34", True),  # the box had lost its "}"
+        ("\\boxed{34 \\text{ m}^2}, keliling 20 m", "34", True),
         ("\\boxed{34\\%}", "34", True),
         ("\\boxed{34%}", "34", True),
         ("\\boxed{\\$34}", "34", True),
