@@ -719,14 +719,20 @@ def find_checkpoint(folder) -> str | None:
             with open(os.path.join(path, "complete.json")) as file:
                 sizes = json.load(file)
             with open(os.path.join(path, "trainer_state.json")) as file:
-                json.load(file)  # after a power loss it can have its size, and only NUL bytes
-            if sizes and all(sizes[name] == os.path.getsize(f"{path}/{name}") for name in sizes):
+                json.load(file)  # after a power loss its end can be NUL bytes, too
+            if sizes and all(is_whole(f"{path}/{name}", sizes[name]) for name in sizes):
                 return path
         except (OSError, ValueError, TypeError):
             pass
         if is_main_process():
             print(f"{path} is not complete: trying an older one")
     return None
+
+
+def is_whole(path, size) -> bool:
+    """Say whether a file has its size, and not only NUL bytes, as after a power loss."""
+    with open(path, "rb") as file:
+        return os.path.getsize(path) == size and file.read(8) != bytes(8)
 
 
 def mark_complete(path):

@@ -104,17 +104,11 @@ def test_killed_at_a_random_moment(whole, tiny, tmp_path, seed):
     assert read_adapter(output) == read_adapter(whole) and read_steps(output)[-1] == STEPS
 
 
-@pytest.mark.parametrize(
-    "name",
-    [
-        "optimizer.pt",
-        "rng_state.pth",
-        "scheduler.pt",
-        "trainer_state.json",
-        "adapter_model.safetensors",
-        "complete.json",
-    ],
-)
+FILES = ["optimizer.pt", "rng_state.pth", "scheduler.pt", "trainer_state.json"]
+FILES += ["adapter_model.safetensors", "complete.json"]
+
+
+@pytest.mark.parametrize("name", FILES)
 @pytest.mark.parametrize("damage", ["missing", "cut", "empty"])
 def test_a_damaged_checkpoint_is_not_taken(whole, tmp_path, capsys, name, damage):
     shutil.copytree(whole, tmp_path / "outputs")
@@ -131,12 +125,19 @@ def test_a_damaged_checkpoint_is_not_taken(whole, tmp_path, capsys, name, damage
     assert f"{newest} is not complete: trying an older one" in capsys.readouterr().out
 
 
-@pytest.mark.parametrize("name", ["trainer_state.json", "complete.json"])
+@pytest.mark.parametrize("name", FILES)
 def test_a_checkpoint_after_a_power_loss_is_not_taken(whole, tmp_path, name):
     """The file has its size, and only NUL bytes."""
     shutil.copytree(whole, tmp_path / "outputs")
     path = tmp_path / "outputs" / "checkpoint-6" / name
     path.write_bytes(bytes(path.stat().st_size))
+    assert train.find_checkpoint(tmp_path / "outputs").endswith("checkpoint-4")
+
+
+def test_the_end_of_a_trainer_state_lost_in_a_power_loss(whole, tmp_path):
+    shutil.copytree(whole, tmp_path / "outputs")
+    path = tmp_path / "outputs" / "checkpoint-6" / "trainer_state.json"
+    path.write_bytes(path.read_bytes()[:1000] + bytes(path.stat().st_size - 1000))
     assert train.find_checkpoint(tmp_path / "outputs").endswith("checkpoint-4")
 
 
