@@ -607,6 +607,7 @@ def read_run(output_dir: str) -> dict:
         with open(path, encoding="utf-8") as file:
             run = json.load(file)
         run["arguments"]["model"]
+        run["arguments"] | run.get("given", {}) | run.get("effective", {})  # TypeError: no dicts
     except (OSError, ValueError, KeyError, TypeError) as error:
         fail(f"{path} is not readable as train.py's: {one_line(error)}")
     return run
@@ -645,7 +646,7 @@ def begin_run(args) -> str | None:
     run = read_run(args.output_dir) if args.resume else {}
     args.swanlab_id = run.get("arguments", {}).get("swanlab_id") or uuid.uuid4().hex
     checkpoint = find_checkpoint(args.output_dir) if run else None
-    made = run.get("effective") or {}
+    made = run.get("effective", {})
     finished = run.get("state") == "finished"
     if finished and has_all_steps(args, made.get("steps") or 0, made.get("epochs") or 0):
         if is_main_process():

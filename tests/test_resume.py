@@ -426,7 +426,19 @@ def test_a_run_json_that_has_lost_parts(whole, tmp_path, state, lost):
     assert "Traceback" not in done.stderr and sorted(output.rglob("*")) == before
 
 
-@pytest.mark.parametrize("text", ["", "{", "[]", '{"arguments": {}}', '{"arguments": []}'])
+@pytest.mark.parametrize(
+    "text",
+    [
+        "",
+        "{",
+        "[]",
+        '{"arguments": {}}',
+        '{"arguments": []}',
+        '{"arguments": {"model": "m"}, "given": []}',  # these were tracebacks
+        '{"arguments": {"model": "m"}, "effective": [1]}',
+        '{"arguments": {"model": "m"}, "effective": "x"}',
+    ],
+)
 def test_an_unreadable_run_json(whole, tmp_path, text):
     (tmp_path / "run.json").write_text(text)
     done = resume(tmp_path)
