@@ -17,6 +17,7 @@ import shutil
 import subprocess
 import sys
 import threading
+import time
 import types
 
 import pytest
@@ -825,8 +826,11 @@ def test_results_of_another_program_are_not_published(copy):
         assert export.read_results(args) == {}
 
 
-def test_damaged_run_json_is_named(copy):
-    (copy / "run.json").write_text('{"arguments": ')
+@pytest.mark.parametrize(
+    "text", ['{"arguments": ', '{"arguments": {"model": "m"}, "effective": null}']
+)
+def test_damaged_run_json_is_named(copy, text):
+    (copy / "run.json").write_text(text)
     done = run_export("--output-dir", copy, "--format", "lora")
     assert done.returncode == 2
     assert done.stderr.startswith("error: ")
@@ -1031,6 +1035,48 @@ def test_sigterm_leaves_nothing_half_written(tmp_path):
     done = run_script("-c", code, tmp_path)
     assert done.returncode == 143 and done.stderr == ""
     assert os.listdir(tmp_path / "export") == []
+
+
+CONVERTER = """
+import sys, time
+with open(sys.argv[sys.argv.index("--outfile") + 1], "w") as file:
+    for i in range(2_000):
+        file.write("x")
+        file.flush()
+        open(f"{sys.argv[1]}/alive", "w").close()
+        time.sleep(0.01)
+"""
+
+
+def write_forever(path, folder):
+    sys.argv = ["", str(folder), "--outfile", path]
+    exec(CONVERTER)
+
+
+@pytest.mark.parametrize("step", ["convert", "run_apart"])
+def test_sigterm_ends_the_child_that_writes(tmp_path, step):
+    """llama.cpp's converter wrote on for minutes, with nobody to take the file."""
+    (tmp_path / "converter.py").write_text(CONVERTER)
+    code = "import export, sys, types; sys.path.append('tests'); from test_export import *; "
+    code += "partial = export.make_folders(types.SimpleNamespace(output_dir=sys.argv[1])); "
+    if step == "convert":
+        code += "export.convert(sys.argv[1] + '/converter.py', sys.argv[1], partial + '/f', 'f16')"
+    else:
+        code += "export.run_apart('it', write_forever, partial + '/f', sys.argv[1])"
+    process = subprocess.Popen(
+        [sys.executable, "-c", code, tmp_path], cwd=ROOT, stderr=subprocess.PIPE, text=True
+    )
+    while not (tmp_path / "alive").exists():
+        assert process.poll() is None
+        time.sleep(0.05)
+    time.sleep(0.5)
+    process.terminate()
+    _, error = process.communicate(timeout=20)
+    assert process.returncode == 143 and "Traceback" not in error
+    assert os.listdir(tmp_path / "export") == []
+    before = (tmp_path / "alive").stat().st_mtime_ns
+    time.sleep(0.5)
+    assert (tmp_path / "alive").stat().st_mtime_ns == before
 
 
 def test_a_kill_before_the_rename_leaves_no_export_json(tmp_path, monkeypatch):
