@@ -72,9 +72,9 @@ def train_and_evaluate(tiny, output):
 def train_and_export(tiny, output):
     train(tiny, output, "trl")
     run_script("export.py", "--output-dir", output, "--format", "merged_16bit", "lora")
-    seen = run_script(
-        *CARD, "tests/gpu/rollouts_see_update.py", tiny / "model", "--dtype", "float32"
-    )
+    # so large that the rounding of 16-bit activations is a hundredth of its effect
+    flags = "--dtype float16 --size 0.03"
+    seen = run_script(*CARD, "tests/gpu/rollouts_see_update.py", tiny / "model", *flags.split())
     (output / "seen.txt").write_text(seen)
     return output
 
@@ -113,7 +113,7 @@ def test_trl_logs_how_far_rollouts_and_trainer_are_apart(outputs):
     assert len(differences) == 2 and max(differences) < 0.1
 
 
-def test_rollouts_see_a_small_update_and_the_base_stays(outputs):
+def test_rollouts_see_an_update_and_the_base_stays(outputs):
     text = (outputs["trl"].result() / "seen.txt").read_text()
     share = float(re.search(r"adapter: ([\d.]+)% of it reaches the rollouts", text)[1])
     assert 95 <= share <= 105 and "adapter: 0 of " in text
