@@ -7,7 +7,7 @@ OUTPUT_DIR/run.json says that train.py used.
     python evaluate.py                                         # the tutorial: prompts trained on
     python evaluate.py --split held-out --num-samples 200      # needs train.py --eval-fraction
     python evaluate.py --system-prompt none --name no-prompt   # is the old ability still there?
-    python evaluate.py --adapter outputs/checkpoint-* outputs/grpo_lora    # a curve over the steps
+    python evaluate.py --adapter outputs/checkpoint-* outputs/grpo_lora    # a curve: --save-total-limit 20
     python evaluate.py --prompt "What is 17 * 23?"             # ask base and LoRA something
     python evaluate.py --model outputs/export/merged_16bit --adapter none  # one model, alone
     python evaluate.py --rescore outputs/eval/samples.jsonl    # grade saved texts again; no GPU
@@ -1004,7 +1004,7 @@ def parse_arguments():
 
     add = parser.add_argument_group("tracking").add_argument
     add("--report-to", choices=["swanlab", "none"], default="none", help="tracker")
-    add("--swanlab-mode", choices=modes, default="local", help="cloud needs `swanlab login`")
+    add("--swanlab-mode", choices=modes, default="local", help="cloud needs SWANLAB_API_KEY")
 
     args = parser.parse_args()
     run = {} if args.rescore else read_run(args.output_dir)

@@ -6,7 +6,8 @@ from the tutorial's text in this (tests/DEVIATIONS.md says why):
  2. loss_type, beta, masking and clipping are set here: their defaults have changed since.
  3. min_p, top_p, top_k go through GRPOConfig; no seed goes to vLLM: a group would be alike.
  4. The check that the LoRA was trained really checks it; one before shows that rollouts follow it.
- 5. A checkpoint every 20 steps, and --resume goes on after any interruption.
+ 5. A checkpoint every 20 steps, and --resume goes on after any interruption. Without it an earlier
+    run's folder is moved aside, to outputs-1, outputs-2, ...
 
     python train.py                                          # the tutorial, one 80 GB GPU
     python train.py --resume                                 # go on with the run in outputs/
@@ -125,6 +126,7 @@ def main(args):
         beta=args.beta,
         scale_rewards=args.scale_rewards,
         mask_truncated_completions=args.mask_truncated_completions,
+        # rewards.py's unless given: check_names
         reward_weights=args.reward_weights + [0.0] * len(rewards.MEASURED),
         use_vllm=gpu and args.fast_inference,
         vllm_gpu_memory_utilization=args.gpu_memory_utilization,
@@ -147,6 +149,7 @@ def main(args):
     )
     if args.engine == "trl" and training_args.use_vllm:
         send_adapters_to_vllm(trainer)
+        log_rollout_difference(trainer)
     if training_args.use_vllm:
         check_rollouts_follow_adapter(trainer, data.encode_prompt(tokenizer, dataset[0]["prompt"]))
     record_run(args, trainer, dataset, held_out, max_prompt_length)
@@ -630,7 +633,7 @@ def resume_arguments(parser, args):
             flag = "--" + name.replace("_", "-")
             fail(
                 f"--resume: the run in {args.output_dir} has {flag} {value}, not "
-                f"{getattr(args, name)}: leave it out, or start another run without --resume"
+                f"{getattr(args, name)}: leave it out, or move {args.output_dir} aside"
             )
     return args
 
@@ -996,8 +999,6 @@ def make_watch(args, trainer, started):
     trainer.remove_callback(PrinterCallback)
     trainer.callback_handler.callbacks.insert(0, watch)  # before SwanLab's: log_what_matters
     trainer.create_model_card = lambda **options: write_card(args)  # TRL's says little of the run
-    if args.engine == "trl":
-        log_rollout_difference(trainer)
     return watch
 
 
