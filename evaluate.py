@@ -7,7 +7,7 @@ OUTPUT_DIR/run.json says that train.py used.
     python evaluate.py                                         # the tutorial: prompts trained on
     python evaluate.py --split held-out --num-samples 200      # needs train.py --eval-fraction
     python evaluate.py --system-prompt none --name no-prompt   # is the old ability still there?
-    python evaluate.py --adapter outputs/checkpoint-* outputs/grpo_lora    # a curve: --save-total-limit 20
+    python evaluate.py --adapter outputs/checkpoint-* outputs/grpo_lora    # a curve over the steps
     python evaluate.py --prompt "What is 17 * 23?"             # ask base and LoRA something
     python evaluate.py --model outputs/export/merged_16bit --adapter none  # one model, alone
     python evaluate.py --rescore outputs/eval/samples.jsonl    # grade saved texts again; no GPU
@@ -89,12 +89,11 @@ def main(args):
     generate = choose_generator(args)
     completions, loaded = generate(args, tokenizer, adapters, requests + singles)
     seconds = {"load": round(loaded - started, 1), "generate": round(time.time() - loaded, 1)}
-    answered = iter(completions)
-    for arm in arms:
-        for sample in samples:
-            sample[arm] = next(answered)
-    for single in singles:
-        single.update(next(answered))
+    for k, arm in enumerate(arms):  # an arm has `count` completions in a row
+        for sample, completion in zip(samples, completions[k * count :]):
+            sample[arm] = completion
+    for single, completion in zip(singles, completions[len(requests) :]):
+        single.update(completion)
     print_answers(singles)
 
     # get_lang and what else grades is in rewards.py
