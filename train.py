@@ -230,6 +230,8 @@ def set_environment():
     os.environ.setdefault("VLLM_NO_USAGE_STATS", "1")
     # warns, on a CPU with AVX512-BF16, that a package for 4-bit models on a CPU is missing
     logging.getLogger("bitsandbytes.backends.cpu.ops").setLevel(logging.ERROR)
+    # warns that it lacks packages for other kinds of hardware
+    logging.getLogger("liger_kernel.backends.registry").setLevel(logging.ERROR)
 
 
 def is_main_process() -> bool:
