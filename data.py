@@ -204,20 +204,17 @@ def read_dataset(path: str, config: str = "en", split: str = "train", revision: 
     try:
         if kind and os.path.exists(path) and not os.path.getsize(path):
             fail(f"data set {path} is empty")
-        folder = os.path.join(path, config)  # a downloaded hub data set has them
-        folder = folder if os.path.isdir(folder) else path
-        names = glob.glob(os.path.join(glob.escape(folder), "**", "*.json*"), recursive=True)
-        for name in [path, *names]:
-            if kinds.get(os.path.splitext(name)[1].lower()) == "json" and os.path.isfile(name):
-                with open(name, "rb") as file:
-                    # pyarrow can die of it
-                    if any(re.match(rb"(?:\xef\xbb\xbf)?[\s\[]*null\b", line) for line in file):
-                        fail(f"data set {name}: every line must be an object, and one is null")
+        if kind == "json" and os.path.isfile(path):
+            with open(path, "rb") as file:
+                # pyarrow can die of it
+                if any(re.match(rb"(?:\xef\xbb\xbf)?[\s\[]*null\b", line) for line in file):
+                    fail(f"data set {path}: every line must be an object, and one is null")
         if kind:
             literal = glob.escape(path)  # datasets would read x[1].jsonl as a pattern
             dataset = load_dataset(kind, data_files=literal, split="train")
-        elif os.path.isdir(path):
-            dataset = load_dataset(folder, split=split)
+        elif os.path.isdir(path):  # a downloaded hub data set: a sub-folder for each configuration
+            folder = os.path.join(path, config)
+            dataset = load_dataset(folder if os.path.isdir(folder) else path, split=split)
         else:
             with say_what_is_tried(path):
                 configs = get_dataset_config_names(path, revision=revision)

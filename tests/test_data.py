@@ -186,36 +186,6 @@ def test_a_downloaded_hub_folder(tmp_path, capsys):
         assert "Unknown split" in line
 
 
-@pytest.mark.parametrize(
-    "name, content",
-    [
-        ("train.jsonl", "null\n" * 3),  # these three were segfaults
-        ("data/train-0.json", '[null, {"prompt": "a", "solution": "1"}]'),
-        ("en/train.jsonl", 'null\n{"prompt": "a", "solution": "1"}\n'),
-        ("train.csv", "prompt,solution\na,1\n,\n"),
-        ("train.parquet", None),
-    ],
-)
-def test_null_rows_in_a_folder(tmp_path, name, content, capsys):
-    from datasets import Dataset
-
-    path = tmp_path / name
-    path.parent.mkdir(exist_ok=True)
-    if content is None:
-        Dataset.from_dict({"prompt": ["a", None], "solution": ["1", None]}).to_parquet(str(path))
-    else:
-        path.write_text(content)
-    line = fails(capsys, read, tmp_path, "en", "train")
-    assert str(tmp_path) in line and "every " in line
-
-
-def test_the_nulls_of_another_configuration_do_not_matter(tmp_path):
-    for config, rows in (("en", json.dumps(ROW) + "\n"), ("cn", "null\n")):
-        (tmp_path / config).mkdir()
-        (tmp_path / config / "train.jsonl").write_text(rows)
-    assert read(tmp_path, "en", "train") == [ROW]
-
-
 def test_a_flat_folder(tmp_path):
     (tmp_path / "data").mkdir()
     write(tmp_path / "data" / "train-00000-of-00001.jsonl", [ROW])
