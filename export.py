@@ -233,7 +233,7 @@ def find_converter() -> str:
     return os.path.join(os.path.dirname(package.origin), "llama.cpp", "convert_hf_to_gguf.py")
 
 
-CONVERTERS = []  # processes that SIGTERM ends
+CONVERTERS = []  # processes that a signal ends
 
 
 def convert(converter: str, merged: str, path: str, kind: str):
@@ -668,7 +668,8 @@ def make_folders(args) -> str:
         os._exit(128 + signum)  # sys.exit would wait for run_apart's process
 
     atexit.register(shutil.rmtree, partial, ignore_errors=True)
-    signal.signal(signal.SIGTERM, stop)
+    for signum in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(signum, stop)
     return partial
 
 

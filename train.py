@@ -737,6 +737,8 @@ def find_checkpoint(folder) -> str | None:
 
 def is_whole(path, size) -> bool:
     """Say whether a file has its size, and not only NUL bytes, as after a power loss."""
+    if os.path.isdir(path):
+        return True
     with open(path, "rb") as file:
         return os.path.getsize(path) == size and file.read(8) != bytes(8)
 

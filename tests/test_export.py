@@ -14,6 +14,7 @@ import json
 import os
 import re
 import shutil
+import signal
 import subprocess
 import sys
 import threading
@@ -1054,7 +1055,8 @@ def write_forever(path, folder):
 
 
 @pytest.mark.parametrize("step", ["convert", "run_apart"])
-def test_sigterm_ends_the_child_that_writes(tmp_path, step):
+@pytest.mark.parametrize("signum", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_ends_the_child_that_writes(tmp_path, step, signum):
     """llama.cpp's converter wrote on for minutes, with nobody to take the file."""
     (tmp_path / "converter.py").write_text(CONVERTER)
     code = "import export, sys, types; sys.path.append('tests'); from test_export import *; "
@@ -1070,9 +1072,9 @@ def test_sigterm_ends_the_child_that_writes(tmp_path, step):
         assert process.poll() is None
         time.sleep(0.05)
     time.sleep(0.5)
-    process.terminate()
+    process.send_signal(signum)
     _, error = process.communicate(timeout=20)
-    assert process.returncode == 143 and "Traceback" not in error
+    assert process.returncode == 128 + signum and "Traceback" not in error
     assert os.listdir(tmp_path / "export") == []
     before = (tmp_path / "alive").stat().st_mtime_ns
     time.sleep(0.5)

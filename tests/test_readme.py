@@ -5,6 +5,7 @@ bash tests/run.sh -k readme
 
 import gzip
 import json
+import math
 import re
 import unicodedata
 from collections import Counter
@@ -237,7 +238,7 @@ SEEDS = [f"improved-{seed}-grpo_lora" for seed in (1, 2, 3)]
 
 def percent(*rates):
     """Rounded as a table has them."""
-    return [f"{100 * rate:.0f}" for rate in rates]
+    return [f"{math.floor(100 * rate + 0.5)}" for rate in rates]
 
 
 @pytest.mark.parametrize("name", READMES)
@@ -312,14 +313,19 @@ def test_what_the_tutorial_s_rewards_taught(name):
 @pytest.mark.parametrize("name", READMES)
 def test_what_was_measured_before_the_runs_files_were_kept(name):
     log = read("tests/gpu/RESULTS.md")
-    for row, columns in (
-        (r"`improved`, lr 2e-5 \(as published\)", (1, 2)),
-        ("`tutorial`, 100", (2,)),
-    ):
+    rows = {}
+    for row in ("base, boxed prompt", r"`improved`, lr 2e-5 \(as", "`tutorial`, 100"):
         logged = re.search(rf"^\| {row}[^|]*\|(.*)", log, re.MULTILINE)[1]
-        rates = re.findall(r"([\d.]+) %", logged)
-        for column in columns:
-            assert f"{float(rates[column]):.0f} %" in read(name)
+        rows[row] = [f"{float(rate):.0f}" for rate in re.findall(r"([\d.]+) %", logged)]
+    base, improved, tutorial = rows.values()
+    before = re.search(r"base (\d+) / (\d+) / (\d+) %", log)[3]
+    text = " ".join(read(name).split())
+    assert re.search(rf"400 (completions|条回答) {before} -> {tutorial[2]} %", text)
+    assert re.search(
+        rf"(first published|`improved`) {base[2]} -> {improved[2]} % ?"
+        rf"(\(right|（正确率) {base[1]} -> {improved[1]} %",
+        text,
+    )
     first, second = [read(f"{TUTORIAL}/improved-ddp{n}.jsonl").splitlines()[0] for n in (1, 2)]
     seconds = [json.loads(row)["step_time"] for row in (first, second)]
     assert f"{seconds[0]:.1f} -> {seconds[1]:.1f} s" in read(name)

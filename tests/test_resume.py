@@ -141,6 +141,16 @@ def test_the_end_of_a_trainer_state_lost_in_a_power_loss(whole, tmp_path):
     assert train.find_checkpoint(tmp_path / "outputs").endswith("checkpoint-4")
 
 
+def test_a_checkpoint_may_hold_a_folder(whole, tmp_path):
+    """TRL saves a second adapter, ref/, where the model has one already."""
+    path = tmp_path / "outputs" / "checkpoint-6"
+    shutil.copytree(whole, tmp_path / "outputs")
+    (path / "ref").mkdir()
+    (path / "complete.json").unlink()
+    train.mark_complete(str(path))
+    assert train.find_checkpoint(tmp_path / "outputs") == str(path)
+
+
 def test_without_a_complete_checkpoint_it_starts_again(whole, stopped):
     (stopped / "checkpoint-4" / "complete.json").unlink()
     done = resume(stopped)

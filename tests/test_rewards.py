@@ -296,6 +296,9 @@ def test_split_reasoning(text, parts):
         ("\\boxed{34 \\text{ cm}^2}", "34", True),
         ("\\boxed{34 m^{3}}", "34", True),
         ("\\boxed{34 ft^2}", "34", True),
+        ("\\boxed{34 \\text{m}^2}", "34", True),
+        ("\\boxed{34xy^2}", "34", False),
+        ("\\boxed{34 {x}^2}", "34", False),
         ("\\boxed{34 \\text{ ft}^{2}}", "34", True),
         ("\\boxed{34x^2}", "34", False),
         ("\\boxed{34 cm^2}, keliling 20 cm", "34", True),  # the box had lost its "}"
