@@ -87,9 +87,10 @@ def main(args):
     # 训练模型
     max_prompt_length = maximum_length + 1  # +1, as the tutorial has it
     max_completion_length = args.max_seq_length - max_prompt_length
+    configure_rewards(args, tokenizer, dataset, max_completion_length)
+    # end with one line where nothing could be learned; then move an earlier run's folder aside
     check_sizes(args, tokenizer, dataset, max_prompt_length)
     check_same_data(args, checkpoint, dataset, held_out)
-    configure_rewards(args, tokenizer, dataset, max_completion_length)
     move_earlier_run(args)
 
     import torch
