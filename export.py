@@ -233,19 +233,13 @@ def find_converter() -> str:
     return os.path.join(os.path.dirname(package.origin), "llama.cpp", "convert_hf_to_gguf.py")
 
 
-CONVERTERS = []  # processes that a signal ends
-
-
 def convert(converter: str, merged: str, path: str, kind: str):
     """Run llama.cpp's converter; show its log, a line for each tensor, only where it fails."""
     command = [sys.executable, converter, merged, "--outfile", path, "--outtype", kind]
-    null, pipe = subprocess.DEVNULL, subprocess.PIPE
-    with subprocess.Popen(command, stdout=null, stderr=pipe, text=True) as process:
-        CONVERTERS.append(process)
-        log = process.stderr.read()
-    if process.returncode:
-        print(log, file=sys.stderr)
-        fail(f"{converter} failed (status {process.returncode})", status=1)
+    done = subprocess.run(command, capture_output=True, text=True)
+    if done.returncode:
+        print(done.stderr, file=sys.stderr)
+        fail(f"{converter} failed (status {done.returncode})", status=1)
 
 
 def quantize(source: str, path: str, ftype: int):
@@ -650,6 +644,8 @@ def check_room(args):
 
 def make_folders(args) -> str:
     """Make OUTPUT_DIR/export/partial, empty, and return it."""
+    import psutil
+
     export = os.path.join(args.output_dir, "export")
     partial = os.path.join(export, "partial")
     try:
@@ -659,11 +655,10 @@ def make_folders(args) -> str:
         fail(f"cannot write to {export}: {one_line(error)}")
 
     def stop(signum, frame):
-        for child in multiprocessing.active_children():  # run_apart's, which writes into partial
+        children = psutil.Process().children(recursive=True)  # convert's and run_apart's write on
+        for child in children:
             child.kill()
-            child.join()
-        for process in CONVERTERS:
-            process.kill()  # no wait(): its lock may be held by what this interrupts
+        psutil.wait_procs(children, timeout=5)
         shutil.rmtree(partial, ignore_errors=True)
         os._exit(128 + signum)  # sys.exit would wait for run_apart's process
 
