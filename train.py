@@ -132,6 +132,7 @@ def main(args):
         use_vllm=gpu and args.fast_inference,
         vllm_gpu_memory_utilization=args.gpu_memory_utilization,
         vllm_max_model_length=max(args.max_seq_length, 2048),  # vLLM 0.23's warm-up needs it
+        vllm_enable_sleep_mode=args.vllm_enable_sleep_mode,
         vllm_importance_sampling_correction=False,  # came later; costs a forward pass a step
         disable_tqdm=True,  # one line a step instead: make_watch
         log_completions=True,  # all of them, to completions/*.parquet
@@ -499,6 +500,8 @@ def let_vllm_take_adapters(rank: int):
     vllm_generation.LLM = functools.partial(
         LLM, enable_lora=True, max_loras=1, max_lora_rank=get_vllm_rank(rank)
     )
+    sleep = LLM.sleep  # at TRL's level 2 it throws the base away, which adapters do not bring back
+    LLM.sleep = lambda llm, level: sleep(llm, level=1)
 
 
 def get_vllm_rank(rank: int) -> int:
@@ -508,6 +511,7 @@ def get_vllm_rank(rank: int) -> int:
 
 def send_adapters_to_vllm(trainer):
     """Replace TRL's weight sync: save the adapter to memory, and let vLLM load it from there."""
+    import torch
     from vllm.lora.request import LoRARequest
 
     vllm = trainer.vllm_generation
@@ -518,6 +522,10 @@ def send_adapters_to_vllm(trainer):
     versions = itertools.count(1)
 
     def sync_weights():
+        if vllm._llm_weights_sleeping:
+            torch.cuda.empty_cache()  # what training has used
+            vllm.llm.wake_up(tags=["weights"])
+            vllm._llm_weights_sleeping = False
         version = next(versions)
         trainer.model.save_pretrained(folder.name, save_embedding_layers=False)
         request = LoRARequest(f"update-{version}", version, folder.name)
@@ -1149,6 +1157,7 @@ def parse_arguments():
     add("--load-in-4bit", action=on_or_off, default=True, help="4-bit base (trl: always 16-bit)")
     add("--fast-inference", action=on_or_off, default=True, help="generate with vLLM, on a GPU")
     add("--gpu-memory-utilization", type=share, default=0.7, help="vLLM's share of GPU memory")
+    add("--vllm-enable-sleep-mode", action="store_true", help="trl: free it while training")
     add("--lora-rank", type=number(int, least=1, most=512), default=32, help="LoRA rank r")
     add("--lora-alpha", type=positive, help="LoRA scale; default: 2 * rank")
     add("--target-modules", nargs="+", default=LORA_TARGETS, help="layers that get an adapter")

@@ -549,9 +549,11 @@ def test_vllm_gets_the_adapter_itself(tiny, monkeypatch):
         calls.append((lora_request.name, lora_request.number, tensors))
 
     llm = SimpleNamespace(generate=generate, reset_prefix_cache=lambda: resets.append(1))
+    llm.wake_up = lambda tags: woken.append(tags)
+    woken = []
     model = make_model(tiny)
     base = {name: p.detach().clone() for name, p in model.named_parameters() if "lora" not in name}
-    vllm = SimpleNamespace(llm=llm, generation_kwargs={})
+    vllm = SimpleNamespace(llm=llm, generation_kwargs={}, _llm_weights_sleeping=False)
     trainer = SimpleNamespace(model=model, vllm_generation=vllm)
     train.send_adapters_to_vllm(trainer)
     assert vllm.generation_kwargs == {"detokenize": False}
@@ -568,6 +570,11 @@ def test_vllm_gets_the_adapter_itself(tiny, monkeypatch):
     assert all(not before[key].any() for key in keys)
     assert all((after[key] == after[key].new_full((), 3e-5)).all() for key in keys)
     assert all(torch.equal(values, model.get_parameter(name)) for name, values in base.items())
+    assert woken == []
+    vllm._llm_weights_sleeping = True
+    for _ in range(2):  # memory that is there already must not be taken again
+        vllm.sync_weights()
+    assert woken == [["weights"]] and not vllm._llm_weights_sleeping
 
 
 def test_rollout_difference_is_logged():
@@ -603,14 +610,22 @@ def test_trl_still_has_what_log_rollout_difference_replaces():
 def test_trl_can_start_vllm_with_adapters(monkeypatch):
     from trl.generation import vllm_generation
 
-    def make_llm(**options):
-        return options
+    class LLM:
+        def __init__(self, **options):
+            self.options = options
 
-    monkeypatch.setitem(sys.modules, "vllm", SimpleNamespace(LLM=make_llm))
+        def sleep(self, level=1, mode="abort"):
+            self.level = level
+
+    monkeypatch.setitem(sys.modules, "vllm", SimpleNamespace(LLM=LLM))
     monkeypatch.setattr(vllm_generation, "LLM", None, raising=False)
     train.let_vllm_take_adapters(20)
-    options = vllm_generation.LLM(model="x")
-    assert options == {"model": "x", "enable_lora": True, "max_loras": 1, "max_lora_rank": 32}
+    llm = vllm_generation.LLM(model="x")
+    assert llm.options == {"model": "x", "enable_lora": True, "max_loras": 1, "max_lora_rank": 32}
+    llm.sleep(level=2)  # as TRL does
+    assert llm.level == 1  # which keeps the base
+    source = inspect.getsource(vllm_generation.VLLMGeneration)
+    assert "self.llm.sleep(level=2)" in source and "self._llm_weights_sleeping = True" in source
 
 
 @pytest.mark.parametrize("gpu", [True, False])

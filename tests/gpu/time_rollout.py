@@ -3,7 +3,8 @@
     python tests/gpu/time_rollout.py MODEL [--no-lora] [LLM's settings: key=value ...]
 
 Every completion runs to its limit. One line a way: plain (the base model), and, with an adapter,
-as a LoRA request; each with and without detokenising.
+as a LoRA request; each with and without detokenising. --quick leaves all but the last of them out,
+which is train.py's. --profile then prints where the GPU's time of 100 tokens goes.
 """
 
 import argparse
@@ -15,6 +16,7 @@ import time
 
 sys.path.insert(0, os.path.dirname(os.path.dirname(os.path.dirname(os.path.abspath(__file__)))))
 import train
+from time_update import profile
 
 
 def main(args):
@@ -39,10 +41,12 @@ def main(args):
     )
     print(f"engine {settings}: {time.time() - start:.1f} s with imports", flush=True)
     ways = {"plain": None}
+    if args.quick:
+        ways = {}
     if not args.no_lora:
         ways["adapter"] = LoRARequest("adapter", 1, make_adapter(args.model))
     prompts = [{"prompt_token_ids": list(range(100, 217))}] * args.completions
-    for detokenize in (True, False):
+    for detokenize in (False,) if args.quick else (True, False):
         params = SamplingParams(
             max_tokens=args.tokens,
             ignore_eos=True,
@@ -62,6 +66,12 @@ def main(args):
                 f"tokens/s, {1000 * seconds / args.tokens:.2f} ms a step",
                 flush=True,
             )
+    if args.profile:
+        params.max_tokens = 100
+        start = time.time()
+        with profile(True):
+            llm.generate(prompts, params, lora_request=request, use_tqdm=False)
+        print(f"100 tokens under the profiler: {time.time() - start:.2f} s")
 
 
 def make_adapter(model):
@@ -89,6 +99,8 @@ if __name__ == "__main__":
     parser.add_argument("model", help="local folder")
     parser.add_argument("settings", nargs="*", help="LLM's settings, for instance enforce_eager=1")
     parser.add_argument("--no-lora", action="store_true")
+    parser.add_argument("--quick", action="store_true", help="only an adapter, not detokenised")
+    parser.add_argument("--profile", action="store_true", help="where the time goes, by kernel")
     parser.add_argument("--completions", type=int, default=128)
     parser.add_argument("--tokens", type=int, default=907)
     parser.add_argument("--gpu-memory-utilization", type=float, default=0.4)
