@@ -60,8 +60,9 @@ improved() {    # flags and their sources: README, "The improved recipe"
         --dataset openai/gsm8k --dataset-config main --eval-fraction 0.05 \
         --system-prompt native --rewards improved --scale-rewards none --max-seq-length 4096 \
         --mask-truncated-completions --stop-if-stuck 20 \
-        --num-generations 8 --per-device-train-batch-size 2 \
-        --gradient-accumulation-steps $((32 / gpus)) --gpu-memory-utilization 0.45 \
+        --num-generations 8 --per-device-train-batch-size 1 \
+        --gradient-accumulation-steps $((64 / gpus)) --gpu-memory-utilization 0.72 \
+        --vllm-enable-sleep-mode --use-gradient-checkpointing false \
         --loss-type dapo --beta 0 --min-p 0 --learning-rate 1e-4 --max-steps 100 "$@"
     unless_newer outputs-improved/eval/results.json outputs-improved/$adapter \
         "$python" evaluate.py --output-dir outputs-improved --split held-out \

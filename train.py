@@ -132,7 +132,7 @@ def main(args):
         use_vllm=gpu and args.fast_inference,
         vllm_gpu_memory_utilization=args.gpu_memory_utilization,
         vllm_max_model_length=max(args.max_seq_length, 2048),  # vLLM 0.23's warm-up needs it
-        vllm_enable_sleep_mode=args.vllm_enable_sleep_mode,
+        vllm_enable_sleep_mode=args.engine == "trl" and args.vllm_enable_sleep_mode,
         vllm_importance_sampling_correction=False,  # came later; costs a forward pass a step
         disable_tqdm=True,  # one line a step instead: make_watch
         log_completions=True,  # all of them, to completions/*.parquet
@@ -152,6 +152,8 @@ def main(args):
     if args.engine == "trl" and training_args.use_vllm:
         send_adapters_to_vllm(trainer)
         log_rollout_difference(trainer)
+    if args.engine == "trl":
+        trim_padding(trainer)
     if training_args.use_vllm:
         check_rollouts_follow_adapter(trainer, data.encode_prompt(tokenizer, dataset[0]["prompt"]))
     record_run(args, trainer, dataset, held_out, max_prompt_length)
@@ -601,6 +603,31 @@ def log_rollout_difference(trainer):
     trainer._get_per_token_logps_and_entropies = compare
 
 
+def trim_padding(trainer):
+    """Cut each micro-batch to its own longest prompt and completion, for the same loss.
+
+    TRL pads all of a step to the longest text in it (trl#7179), which has 2 to 3 times the tokens
+    of the mean. A text that --mask-truncated-completions masks costs no more than its prompt.
+    """
+    import torch
+
+    compute_loss = trainer._compute_loss
+
+    def compute_trimmed_loss(model, inputs):
+        prompt = inputs["prompt_mask"].any(0).sum().item()
+        completion = max(1, inputs["completion_mask"].any(0).sum().item())
+        trimmed = {}
+        for name, value in inputs.items():
+            if name in ("prompt_ids", "prompt_mask"):
+                value = value[:, -prompt:]  # padded on the left
+            elif torch.is_tensor(value) and value.dim() == 2:
+                value = value[:, :completion]
+            trimmed[name] = value
+        return compute_loss(model, trimmed)
+
+    trainer._compute_loss = compute_trimmed_loss
+
+
 # --------------------------------------------------------------------------------------------------
 # A run and its folder: one run a folder, --resume goes on with it
 
@@ -608,7 +635,7 @@ def log_rollout_difference(trainer):
 MAY_CHANGE = """
     resume output_dir max_steps num_train_epochs stop_if_stuck
     logging_steps save_steps save_total_limit report_to swanlab_mode
-    gpu_memory_utilization fast_inference use_gradient_checkpointing
+    gpu_memory_utilization vllm_enable_sleep_mode fast_inference use_gradient_checkpointing
 """.split()
 
 
@@ -1157,7 +1184,7 @@ def parse_arguments():
     add("--load-in-4bit", action=on_or_off, default=True, help="4-bit base (trl: always 16-bit)")
     add("--fast-inference", action=on_or_off, default=True, help="generate with vLLM, on a GPU")
     add("--gpu-memory-utilization", type=share, default=0.7, help="vLLM's share of GPU memory")
-    add("--vllm-enable-sleep-mode", action="store_true", help="trl: free it while training")
+    add("--vllm-enable-sleep-mode", action=on_or_off, default=False, help="trl: frees it meanwhile")
     add("--lora-rank", type=number(int, least=1, most=512), default=32, help="LoRA rank r")
     add("--lora-alpha", type=positive, help="LoRA scale; default: 2 * rank")
     add("--target-modules", nargs="+", default=LORA_TARGETS, help="layers that get an adapter")

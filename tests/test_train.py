@@ -651,3 +651,70 @@ def test_help_needs_nothing_but_python(script):
     done = run_script("-S", ROOT / script, "--help")  # -S: no packages
     assert done.returncode == 0 and "--model" in done.stdout and "python " in done.stdout
     assert "None" not in done.stdout
+
+
+@pytest.mark.parametrize("loss_type", ["bnpo", "grpo", "dr_grpo", "dapo"])
+def test_trimmed_padding_leaves_loss_and_gradient_alone(tiny, tmp_path, loss_type):
+    """Three micro-batches of two: uneven texts, one of them masked, both masked."""
+    import torch
+    from datasets import Dataset
+    from peft import LoraConfig
+    from trl import GRPOConfig, GRPOTrainer
+
+    trainer = GRPOTrainer(
+        model=train.load_model(str(tiny / "model")),
+        processing_class=data.load_tokenizer(str(tiny / "model")),
+        reward_funcs=lambda completions, **kwargs: [0.0 for _ in completions],
+        args=GRPOConfig(
+            output_dir=str(tmp_path),
+            per_device_train_batch_size=2,
+            num_generations=2,
+            max_completion_length=12,
+            loss_type=loss_type,
+            beta=0.01,
+            bf16=False,
+            use_cpu=True,
+            report_to="none",
+        ),
+        train_dataset=Dataset.from_list([{"prompt": "a"}] * 4),
+        peft_config=LoraConfig(r=4, target_modules=["q_proj", "v_proj"]),
+    )
+    generator = torch.Generator().manual_seed(0)
+    for name, p in trainer.model.named_parameters():
+        if "lora_B" in name:
+            p.data = 0.1 * torch.randn(p.shape, generator=generator)
+    trainer.current_gradient_accumulation_steps = 1  # which trainer.train() sets
+    widths = []
+    trainer.model.register_forward_pre_hook(
+        lambda model, args, kwargs: widths.append(kwargs["input_ids"].shape), with_kwargs=True
+    )
+    plain = trainer._compute_loss
+    train.trim_padding(trainer)
+    trimmed = trainer._compute_loss
+    lengths = [((3, 5), (4, 9)), ((6, 5), (4, 0)), ((6, 2), (0, 0))]  # prompts, completions
+    sizes = [(2, 14), (2, 10), (2, 7)]
+    for (prompts, completions), size in zip(lengths, sizes):
+        prompt_mask = torch.tensor([[0] * (8 - n) + [1] * n for n in prompts])
+        completion_mask = torch.tensor([[1] * n + [0] * (12 - n) for n in completions])
+        batch = {
+            "prompt_ids": torch.randint(5, 300, (2, 8), generator=generator),
+            "prompt_mask": prompt_mask,
+            "completion_ids": torch.randint(5, 300, (2, 12), generator=generator),
+            "completion_mask": completion_mask,
+            "advantages": torch.tensor([1.0, -0.5]),
+            "num_items_in_batch": torch.tensor(18),
+            "ref_per_token_logps": -torch.rand((2, 12), generator=generator),
+            "sampling_per_token_logps": -torch.rand((2, 12), generator=generator),
+        }
+        losses, gradients = [], []
+        for compute in (plain, trimmed):
+            trainer.model.zero_grad()
+            loss = compute(trainer.model, dict(batch))
+            loss.backward()
+            losses.append(loss.item())
+            lora = [p.grad.flatten() for p in trainer.model.parameters() if p.requires_grad]
+            gradients.append(torch.cat(lora))
+        assert widths[-2:] == [(2, 20), size]
+        assert losses[0] == pytest.approx(losses[1], rel=1e-5, abs=1e-7)
+        assert torch.allclose(*gradients, rtol=1e-4, atol=1e-7)
+        assert (gradients[0].abs().max() > 1e-4) == (max(completions) > 0)

@@ -35,8 +35,8 @@ fast() {  # fast NAME: 128 completions a step on any number of gpus
 }
 improved() {  # improved NAME: 64 completions a step
     train "$1" 360 --engine trl --system-prompt boxed --rewards improved --max-seq-length 4096 --mask-truncated-completions --num-generations 8 \
-        --per-device-train-batch-size 2 --gradient-accumulation-steps $((32 / ${gpus:-1})) --loss-type dapo --beta 0 --learning-rate 2e-5 --min-p 0 \
-        --max-steps 2 --gpu-memory-utilization "$(u 0.45)"
+        --per-device-train-batch-size 1 --gradient-accumulation-steps $((64 / ${gpus:-1})) --loss-type dapo --beta 0 --learning-rate 2e-5 --min-p 0 \
+        --max-steps 2 --gpu-memory-utilization "$(u 0.72)" --vllm-enable-sleep-mode --use-gradient-checkpointing false
 }
 chain() {  # chain CARD_GIB SHARE FLAGS...: two steps of bash run.sh tutorial and all that follows them, on a smaller card
     local card=$1 share=$2 name=chain${1%%.*}; shift 2
