@@ -98,6 +98,8 @@ def make_system_prompt(name: str, target_lang: str, reasoning_tokens) -> str | N
     text = texts.get(name, name)
     if text is None:
         fail(f"no system prompt in {en} itself: write one into data.py, or take boxed")
+    if text == name and re.fullmatch(r"[\w./-]+", name, re.ASCII):
+        fail(f"--system-prompt {name}: there is {', '.join(texts)}, none, or any text of two words")
     for field, value in (("{zh}", zh), ("{en}", en), ("{start}", start), ("{end}", end)):
         text = text.replace(field, value)
     return text
@@ -118,6 +120,13 @@ def extract_hash_answer(text: str) -> str:
     return text.split("####")[1].strip()
 
 
+def join_thousands(answer: str) -> str:
+    """Return "1,440" as "1440": the tutorial's rewards compare digits; other text as it is."""
+    if re.fullmatch(r"[+-]?\d{1,3}(,\d{3})+(\.\d+)?", answer.strip()):
+        return answer.replace(",", "")
+    return answer
+
+
 def load_math_dataset(args, tokenizer):
     """Return (train, held_out, maximum_length) for the flags of add_data_arguments.
 
@@ -134,7 +143,7 @@ def load_math_dataset(args, tokenizer):
     dataset = dataset.map(
         lambda x: {
             "prompt": make_messages(x["prompt"], system_prompt),
-            "answer": extract_hash_answer(x["solution"]),
+            "answer": join_thousands(extract_hash_answer(x["solution"])),
         },
         remove_columns=["solution"],
     )
@@ -182,9 +191,11 @@ def load_tokenizer(model: str, revision: str | None = None):
     (transformers#45488). Unsloth mends its own.
     """
     from transformers import PreTrainedTokenizerFast
+    from transformers.utils import cached_file
 
     try:
         with say_what_is_tried(model):
+            cached_file(model, "tokenizer.json", revision=revision)  # says what is not there
             tokenizer = PreTrainedTokenizerFast.from_pretrained(model, revision=revision)
     except Exception as error:  # transformers and tokenizers raise many types, plain Exception too
         fail(f"cannot load the tokenizer of {model}: {one_line(error)}")

@@ -27,8 +27,8 @@ from pathlib import Path
 
 import data
 from data import fail, make_messages, number, one_line, render_prompt
-from train import check_adapter, get_questions, get_vllm_rank, load_model, make_empty_model
-from train import read_run, set_environment, start_swanlab
+from train import check_adapter, check_login, get_questions, get_vllm_rank, hash_question
+from train import load_model, make_empty_model, read_run, set_environment, start_swanlab
 
 
 def main(args):
@@ -40,6 +40,7 @@ def main(args):
     folder = os.path.join(args.output_dir, args.name)
     if not args.prompt:
         check_folder(folder)
+        check_login(args)
     run = read_run(args.output_dir)
     adapters = find_adapters(args, run)  # "验证LoRA确实被训练了！": check_adapter in train.py
     tokenizer = data.load_tokenizer(args.model, args.revision)
@@ -897,14 +898,22 @@ def load_prompts(args, run: dict, tokenizer):
     """Return (dataset, "train" or "held-out"): the rows to sample from.
 
     Of the data set that train.py used these are the rows that it trained on, or that it left out,
-    whatever the system prompt is now. Any other data set is held out as a whole.
+    whatever the system prompt is now. Any other data set is held out, less the questions that were
+    trained on: it may be a copy.
     """
     used = run.get("arguments")
     options = argparse.Namespace(**vars(args))
     if used and not is_same_data(args, used):
         options.eval_fraction = 0.0
         dataset, _, _ = data.load_math_dataset(options, tokenizer)
-        return dataset, "held-out"
+        trained_on = set(run.get("trained_on", []))
+        hashes = [hash_question(question) for question in get_questions(dataset)]
+        new = [i for i in range(len(dataset)) if hashes[i] not in trained_on]
+        if len(new) < len(dataset):
+            print(f"note: {len(dataset) - len(new)} of these prompts were trained on: left out")
+        if new:
+            return dataset.select(new), "held-out"
+        options.eval_fraction = args.eval_fraction  # all were: a copy of the data set
 
     if used:
         for name in ("system_prompt", "target_lang", "seed"):

@@ -24,6 +24,7 @@ import json
 import logging
 import math
 import os
+import re
 import resource
 import shlex
 import signal
@@ -135,7 +136,7 @@ def main(args):
         vllm_enable_sleep_mode=args.engine == "trl" and args.vllm_enable_sleep_mode,
         vllm_importance_sampling_correction=False,  # came later; costs a forward pass a step
         disable_tqdm=True,  # one line a step instead: make_watch
-        log_completions=True,  # all of them, to completions/*.parquet
+        log_completions=True,  # all of a logged step, to completions/*.parquet
         dataloader_pin_memory=gpu,
         num_completions_to_print=0,  # make_watch prints one now and then
     )
@@ -318,7 +319,9 @@ def check_model(args):
 
     model = make_empty_model(args.model, args.revision)
     args.model_commit = model.config._commit_hash
-    linear = {name.split(".")[-1] for name, m in model.named_modules() if isinstance(m, Linear)}
+    head = model.get_output_embeddings()  # vLLM and export.py take no adapter for it
+    layers = [name for name, m in model.named_modules() if isinstance(m, Linear) and m is not head]
+    linear = {name.split(".")[-1] for name in layers}
     for name in args.target_modules:
         if name not in linear:
             fail(f"--target-modules {name}: {args.model} has {', '.join(sorted(linear))}")
@@ -412,6 +415,8 @@ def check_adapter(folder: str, model: str | None = None, revision: str | None = 
     import numpy as np
     from safetensors import SafetensorError, safe_open
 
+    if not os.path.exists(folder):
+        fail(f"there is no adapter {folder}: train.py makes it; the model alone: --adapter none")
     try:
         with open(os.path.join(folder, "adapter_config.json")) as file:
             config = json.load(file)
@@ -428,7 +433,8 @@ def check_adapter(folder: str, model: str | None = None, revision: str | None = 
             bad.append(key)
     if bad or not tensors:
         count = f"{len(bad)} of {len(tensors)} tensors are zero or not finite"
-        fail(f"adapter {folder} is not trained: {count}", status=1)
+        hint = "no gradient, or a warm-up step alone? see metrics.jsonl"
+        fail(f"adapter {folder} is not trained: {count} ({hint})", status=1)
     if model:
         check_adapter_fits(folder, config, tensors, model, revision)
     return config
@@ -682,6 +688,7 @@ def begin_run(args) -> str | None:
     With --resume it returns the newest complete checkpoint, if there is one.
     """
     check_hardware(args)
+    check_login(args)
     check_names(args)
     check_model(args)
     run = read_run(args.output_dir) if args.resume else {}
@@ -739,8 +746,12 @@ def move_earlier_run(args):
     if goes_on or not is_main_process() or not os.listdir(args.output_dir):
         return
     folder = os.path.realpath(args.output_dir)  # what a link leads to, not the link
-    if os.path.commonpath([folder, os.getcwd()]) == folder:
-        fail(f"cannot move {folder} aside, you are in it: take another --output-dir")
+    for path in (os.getcwd(), args.model, args.dataset):
+        if os.path.commonpath([folder, os.path.realpath(path)]) == folder:
+            fail(f"cannot move {folder} aside, {path} is in it: take another --output-dir")
+    ours = r"run\.json|completions|swanlog|checkpoint-\d+|eval(-.+)?|export"
+    if not any(re.fullmatch(ours, name) for name in os.listdir(folder)):
+        fail(f"{folder} holds something else than a run: take another --output-dir")
     number = 1
     while os.path.exists(f"{folder}-{number}"):
         number += 1
@@ -817,11 +828,16 @@ def write(path: str, text: str):
             file.write(text)
 
 
-def get_questions(held_out):
-    """Return the questions held out of training, which evaluate.py --split held-out asks for."""
-    if held_out is None:
+def get_questions(dataset):
+    """Return the questions of a data set without system prompt and template; None for None."""
+    if dataset is None:
         return None
-    return [prompt[-1]["content"] for prompt in held_out["prompt"]]
+    return [prompt[-1]["content"] for prompt in dataset["prompt"]]
+
+
+def hash_question(question: str) -> str:
+    """Return 8 hex digits, by which evaluate.py knows what was trained on under any file's name."""
+    return hashlib.sha256(question.encode()).hexdigest()[:8]
 
 
 def finish_run(args, trainer, watch, started):
@@ -837,6 +853,7 @@ def finish_run(args, trainer, watch, started):
     summary = {
         "effective": run["effective"] | {"steps": state.global_step, "epochs": state.epoch},
         "held_out": run["held_out"],
+        "trained_on": run["trained_on"],
         "seconds": round(time.time() - started, 1),
         "seconds_to_first_step": watch.seconds_to_first_step,
         "peak_memory_gib": round(memory, 2),
@@ -897,7 +914,21 @@ def record_run(args, trainer, dataset, held_out, max_prompt_length):
         for key, value in effective.items():
             print(f"{key}: {value}", flush=True)
     args.dataset_commit = data.get_dataset_commit(dataset)
-    write_run(args, state="running", effective=effective, held_out=get_questions(held_out))
+    trained_on = [hash_question(question) for question in get_questions(dataset)]
+    held_out = get_questions(held_out)
+    write_run(args, state="running", effective=effective, held_out=held_out, trained_on=trained_on)
+
+
+def check_login(args):
+    """End with one line where SwanLab's cloud has no key of this user; before models are loaded."""
+    if args.report_to != "swanlab" or args.swanlab_mode != "cloud" or not is_main_process():
+        return
+    import swanlab
+
+    try:
+        swanlab.login()
+    except Exception as error:
+        fail(f"--swanlab-mode cloud: {one_line(error)} SWANLAB_API_KEY, or swanlab login, sets it")
 
 
 def start_swanlab(args):
@@ -1138,7 +1169,7 @@ CARD = """# {model}, GRPO ({rewards} rewards)
 | file | what |
 |---|---|
 | grpo_lora/ | the trained LoRA adapter |
-| checkpoint-N/ | what `python train.py --resume` goes on from |
+| checkpoint-N/ | what `python train.py --resume --output-dir {folder}` goes on from |
 | run.json | arguments, versions, held-out questions |
 | metrics.jsonl, curves.png, completions/ | every logged step |
 | swanlog/ | the same for `swanlab watch` |
@@ -1151,7 +1182,8 @@ def write_card(args):
     """Write OUTPUT_DIR/README.md in place of TRL's card: what lies there, and what to do next."""
     if is_main_process():  # TRL calls this in every process
         model = os.path.basename(os.path.normpath(args.model))
-        text = CARD.format(model=model, rewards=args.rewards)
+        folder = shlex.quote(args.output_dir)
+        text = CARD.format(model=model, rewards=args.rewards, folder=folder)
         write(os.path.join(args.output_dir, "README.md"), text)
 
 
@@ -1222,7 +1254,7 @@ def parse_arguments():
     add("--stop-if-stuck", type=count_or_0, default=0, help="0: warn; N: stop after N stuck steps")
 
     add = parser.add_argument_group("output").add_argument
-    add("--logging-steps", type=count, default=1, help="steps between lines of metrics.jsonl")
+    add("--logging-steps", type=count, default=1, help="steps between lines and texts logged")
     add("--save-steps", type=count, default=20, help="steps between checkpoints (tutorial: 100)")
     add("--save-total-limit", type=count, default=2, help="checkpoints to keep, the newest")
     trackers = ["swanlab", "wandb", "tensorboard", "none"]

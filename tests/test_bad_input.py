@@ -208,7 +208,9 @@ def expect_one_line(arguments, message, tmp_path):
         ({"rewards": "best"}, "rewards.REWARDS has tutorial, improved"),
         ({"rewards": "best", "reward_weights": 1}, "rewards.REWARDS has tutorial, improved"),
         ({"system_prompt": "native", "target_lang": "th"}, "no system prompt in"),
+        ({"system_prompt": "naitve"}, "--system-prompt naitve: there is zh, en, boxed, native"),
         ({"reward_weights": 1}, "--reward-weights needs 5 values"),
+        ({"target_modules": "lm_head"}, "--target-modules lm_head"),
         ({"target_modules": "nope"}, "--target-modules nope"),
         ({"per_device_train_batch_size": 4000}, "a step needs 1000 prompts"),
         ({"eval_fraction": 0.001}, "is less than one row"),
@@ -217,6 +219,14 @@ def expect_one_line(arguments, message, tmp_path):
 )
 def test_runs(tiny, tmp_path, changes, message):
     expect_one_line(train_arguments(tiny, tmp_path / "outputs", **changes), message, tmp_path)
+
+
+def test_the_cloud_needs_a_key_before_anything_is_loaded(tiny, tmp_path):
+    arguments = train_arguments(tiny, tmp_path / "outputs", swanlab_mode="cloud")
+    done = run_script("train.py", *arguments, HOME=str(tmp_path))
+    last = done.stderr.splitlines()[-1]
+    assert last.startswith("error: --swanlab-mode cloud: No API key")
+    assert done.returncode == 2 and not (tmp_path / "outputs").exists()
 
 
 @pytest.mark.parametrize(

@@ -82,6 +82,29 @@ def test_extract_hash_answer(text, answer):
     assert data.extract_hash_answer(text) == answer
 
 
+@pytest.mark.parametrize(
+    "answer, joined",
+    [
+        ("1,440", "1440"),
+        ("-1,234,567.5", "-1234567.5"),
+        ("1,44", "1,44"),
+        ("(1,440)", "(1,440)"),
+        ("1440", "1440"),
+        ("1440,1450", "1440,1450"),
+        ("x = 1,440", "x = 1,440"),
+    ],
+)
+def test_thousands_are_joined(answer, joined):
+    """For the tutorial's check_answer and check_numbers, which compare digits."""
+    assert data.join_thousands(answer) == joined
+
+
+def test_answers_of_a_file_have_no_thousands_commas(tiny, tmp_path):
+    write(tmp_path / "a.jsonl", [{"question": "a", "answer": "2,000 + 1\n#### 2,001"}])
+    train, _, _ = load(tiny, tmp_path / "a.jsonl")
+    assert train["answer"] == ["2001"]
+
+
 def make_vocabulary(*tokens):
     """A tokenizer as far as get_reasoning_tokens reads it."""
     return SimpleNamespace(get_added_vocab=lambda: dict.fromkeys(tokens))

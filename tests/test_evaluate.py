@@ -7,6 +7,7 @@ On a CPU, with a tiny random model, two minutes:
 
 import argparse
 import contextlib
+import hashlib
 import io
 import json
 import shutil
@@ -93,6 +94,10 @@ def make_problems(path, first, n):
     path.write_text("".join(json.dumps(row) + "\n" for row in rows))
 
 
+def hash_prompt(prompt):
+    return hashlib.sha256(prompt[-1]["content"].encode()).hexdigest()[:8]
+
+
 @pytest.fixture(scope="module")
 def world(tmp_path_factory):
     """A folder with model/, problems.jsonl, others.jsonl and outputs/ as train.py leaves it."""
@@ -128,11 +133,12 @@ def world(tmp_path_factory):
         "swanlab_id": "0",
     }
     tokenizer = data.load_tokenizer(str(base))
-    _, held_out, _ = data.load_math_dataset(argparse.Namespace(**used), tokenizer)
+    trained_on, held_out, _ = data.load_math_dataset(argparse.Namespace(**used), tokenizer)
     run = {
         "state": "finished",
         "arguments": used,
         "held_out": [prompt[-1]["content"] for prompt in held_out["prompt"]],
+        "trained_on": [hash_prompt(prompt) for prompt in trained_on["prompt"]],
         "commit": "0123abc",
         "last_step": {"step": 20, "reward": 1.0},
     }
@@ -954,6 +960,35 @@ def test_another_data_set_is_held_out_as_a_whole(recorded, world):
     assert results["split"] == "held-out"
 
 
+def test_what_was_trained_on_is_not_held_out_under_another_name(recorded, world, tmp_path, capsys):
+    """The run on another machine, its data in another folder, with a problem of other data."""
+    run = json.loads((world / "outputs" / "run.json").read_text())
+    text = (world / "problems.jsonl").read_text()
+    other = (world / "others.jsonl").read_text().splitlines()[0]
+    (tmp_path / "copy.jsonl").write_text(f"{other}\n{text}")
+    flags = ["--dataset", tmp_path / "copy.jsonl", "--num-samples", 100]
+    _, results, samples = recorded(*flags)
+    prompts = {row["prompt"] for row in samples}
+    assert results["split"] == "held-out" and json.loads(other)["prompt"] in prompts
+    assert set(run["held_out"]) <= prompts and len(prompts) < 30
+    hashes = [hash_prompt([{"content": prompt}]) for prompt in prompts]
+    assert not set(hashes) & set(run["trained_on"])
+    note = f"note: {len(run['trained_on'])} of these prompts were trained on: left out\n"
+    assert note in capsys.readouterr().out
+
+
+def test_a_copy_of_what_was_all_trained_on_is_no_other_data_set(recorded, world, tmp_path):
+    path = tmp_path / "outputs" / "run.json"
+    run = json.loads(path.read_text())
+    run["arguments"]["eval_fraction"] = 0.0  # as the tutorial: nothing is held out
+    hashes = [hash_prompt([{"content": question}]) for question in run["held_out"]]
+    run |= {"held_out": None, "trained_on": run["trained_on"] + hashes}
+    path.write_text(json.dumps(run))
+    shutil.copy(world / "problems.jsonl", tmp_path / "copy.jsonl")
+    _, results, _ = recorded("--dataset", tmp_path / "copy.jsonl")
+    assert results["split"] == "train"
+
+
 def test_all_prompts_are_taken_where_there_are_fewer(recorded, world, capsys):
     _, results, samples = recorded("--dataset", world / "others.jsonl", "--num-samples", 100)
     assert results["n"] == len(samples) == 12
@@ -984,6 +1019,17 @@ def test_prompts_trained_on_are_named_where_others_were_left_out(recorded, world
     path.write_text(json.dumps(run | {"held_out": None}))  # as train.py writes it without
     recorded("--num-samples", 2)
     assert "note: " not in capsys.readouterr().out
+
+
+def test_the_cloud_needs_a_key_before_anything_is_loaded(world, tmp_path):
+    flags = ["--report-to", "swanlab", "--swanlab-mode", "cloud"]
+    done = run_script(
+        *["evaluate.py", "--output-dir", world / "outputs", *flags, "--name", "eval-cloud"],
+        HOME=str(tmp_path),
+    )
+    lines = done.stderr.splitlines()
+    assert done.returncode == 2 and lines[-1].startswith("error: --swanlab-mode cloud: No API key")
+    assert not (world / "outputs" / "eval-cloud").exists() and "Traceback" not in done.stderr
 
 
 def test_prompts_that_were_not_held_out_are_refused(recorded, capsys):

@@ -322,13 +322,38 @@ def test_a_wrong_flag_leaves_the_old_run_where_it_is(whole, tiny, tmp_path):
     assert read_adapter(output) == read_adapter(whole)
 
 
+def earlier(folder, **others):
+    arguments = {"output_dir": str(folder), "resume": False, "model": "a/b", "dataset": "c/d"}
+    return SimpleNamespace(**arguments | others)
+
+
+@pytest.mark.parametrize("name", ["model", "dataset"])
+def test_what_is_trained_on_is_not_moved_away(tmp_path, capsys, name):
+    """The next stage of a run, by its default folder: --model outputs/export/merged_16bit."""
+    output = tmp_path / "outputs"
+    path = output / "export" / "merged_16bit"
+    path.mkdir(parents=True)
+    with pytest.raises(SystemExit) as stopped:
+        train.move_earlier_run(earlier(output, **{name: str(path)}))
+    assert stopped.value.code == 2 and path.exists()
+    assert f"{path} is in it: take another --output-dir" in capsys.readouterr().err
+
+
+def test_only_a_run_is_moved_aside(tmp_path, capsys):
+    (tmp_path / "photos" / "2026").mkdir(parents=True)
+    (tmp_path / "photos" / "evaluate.py").touch()
+    with pytest.raises(SystemExit) as stopped:
+        train.move_earlier_run(earlier(tmp_path / "photos"))
+    assert stopped.value.code == 2 and (tmp_path / "photos" / "2026").exists()
+    assert "holds something else than a run" in capsys.readouterr().err
+
+
 def test_a_link_to_the_output_folder_stays_one(tmp_path, capsys):
-    (tmp_path / "disk").mkdir()
-    (tmp_path / "disk" / "a").write_text("x")
+    (tmp_path / "disk" / "completions").mkdir(parents=True)
     link = tmp_path / "outputs"
     link.symlink_to(tmp_path / "disk")
-    train.move_earlier_run(SimpleNamespace(output_dir=str(link), resume=False))
-    assert (tmp_path / "disk-1" / "a").exists() and link.is_symlink()
+    train.move_earlier_run(earlier(link))
+    assert (tmp_path / "disk-1" / "completions").exists() and link.is_symlink()
     assert (tmp_path / "disk").is_dir() and not list(link.iterdir())
     assert "is now in" in capsys.readouterr().out
 
@@ -408,7 +433,7 @@ def test_a_folder_that_cannot_be_moved_aside(tmp_path, monkeypatch, capsys):
     (tmp_path / "notes.txt").touch()
     monkeypatch.chdir(tmp_path)
     with pytest.raises(SystemExit) as stopped:
-        train.move_earlier_run(SimpleNamespace(output_dir=".", resume=False))
+        train.move_earlier_run(earlier("."))
     error = capsys.readouterr().err
     assert stopped.value.code == 2 and error.startswith(f"error: cannot move {tmp_path} aside, ")
     assert error.count("\n") == 1 and (tmp_path / "notes.txt").exists()

@@ -39,6 +39,9 @@ def test_two_steps_train_the_adapter_and_write_everything(trained):
     assert effective["load_in_4bit"] is False and effective["fast_inference"] is False
     assert effective["max_prompt_length"] + effective["max_completion_length"] == 128
     assert effective["held_out_rows"] == len(run["held_out"]) > 50
+    held_out = {train.hash_question(question) for question in run["held_out"]}
+    assert effective["train_rows"] == len(run["trained_on"]) > 50
+    assert not held_out & set(run["trained_on"])
     assert effective["steps"] == 2 and effective["optim"] == "adamw_torch"
     assert run["arguments"]["loss_type"] == "bnpo" and run["arguments"]["beta"] == 0.001
     assert run["arguments"]["lora_alpha"] == 64
