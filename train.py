@@ -154,7 +154,7 @@ def main(args):
         send_adapters_to_vllm(trainer)
         log_rollout_difference(trainer)
     if args.engine == "trl":
-        trim_padding(trainer)
+        skip_padding(trainer)
     if training_args.use_vllm:
         check_rollouts_follow_adapter(trainer, data.encode_prompt(tokenizer, dataset[0]["prompt"]))
     record_run(args, trainer, dataset, held_out, max_prompt_length)
@@ -496,7 +496,8 @@ def fingerprint(model: str, revision: str | None = None) -> str | None:
 # by that name. TRL's internals replaced or read here and in make_watch; guards in test_train.py:
 #   vllm_generation.LLM: test_trl_can_start_vllm_with_adapters
 #   VLLMGeneration's methods, settings, llm: test_the_stand_in_engine_has_the_real_signature
-#   _compute_loss, _get_per_token_...: test_trl_still_has_what_log_rollout_difference_replaces
+#   _compute_loss: test_trl_still_has_what_log_rollout_difference_replaces
+#   _get_per_token_logps_and_entropies: test_without_padding_loss_and_gradient_are_the_same
 #   _metrics, _logs, create_model_card: test_two_steps_train_the_adapter_and_write_everything
 
 
@@ -609,29 +610,33 @@ def log_rollout_difference(trainer):
     trainer._get_per_token_logps_and_entropies = compare
 
 
-def trim_padding(trainer):
-    """Cut each micro-batch to its own longest prompt and completion, for the same loss.
+def skip_padding(trainer):
+    """Compute log-probabilities of the tokens alone, for the same loss: 2 to 3 times fewer.
 
-    TRL pads all of a step to the longest text in it (trl#7179), which has 2 to 3 times the tokens
-    of the mean. A text that --mask-truncated-completions masks costs no more than its prompt.
+    TRL pads a step's prompts on the left and its completions on the right, all to the longest of
+    the step (trl#7179). Here each row's tokens come first and what is padding in all rows is cut;
+    behind its tokens it needs no mask, so PyTorch can take flash attention.
     """
     import torch
 
-    compute_loss = trainer._compute_loss
+    get_logps = trainer._get_per_token_logps_and_entropies
 
-    def compute_trimmed_loss(model, inputs):
-        prompt = inputs["prompt_mask"].any(0).sum().item()
-        completion = max(1, inputs["completion_mask"].any(0).sum().item())
-        trimmed = {}
-        for name, value in inputs.items():
-            if name in ("prompt_ids", "prompt_mask"):
-                value = value[:, -prompt:]  # padded on the left
-            elif torch.is_tensor(value) and value.dim() == 2:
-                value = value[:, :completion]
-            trimmed[name] = value
-        return compute_loss(model, trimmed)
+    def get_logps_of_tokens(model, input_ids, attention_mask, logits_to_keep, **kwargs):
+        prompts = attention_mask[:, :-logits_to_keep].sum(1)  # tokens of each row's prompt
+        shortest = prompts.min().item()
+        width = max(attention_mask.sum(1).max().item(), shortest + 1)
+        tokens_first = attention_mask.argsort(dim=1, descending=True, stable=True)
+        ids = input_ids.gather(1, tokens_first)[:, :width]
+        kept = width - shortest
+        logps, entropies, aux_loss = get_logps(model, ids, torch.ones_like(ids), kept, **kwargs)
+        # back to TRL's columns; those without a token are masked in the loss
+        columns = torch.arange(logits_to_keep, device=ids.device) + (prompts - shortest)[:, None]
+        columns = columns.clamp(max=kept - 1)
+        if entropies is not None:
+            entropies = entropies.gather(1, columns)
+        return logps.gather(1, columns), entropies, aux_loss
 
-    trainer._compute_loss = compute_trimmed_loss
+    trainer._get_per_token_logps_and_entropies = get_logps_of_tokens
 
 
 # --------------------------------------------------------------------------------------------------

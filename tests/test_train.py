@@ -657,8 +657,8 @@ def test_help_needs_nothing_but_python(script):
 
 
 @pytest.mark.parametrize("loss_type", ["bnpo", "grpo", "dr_grpo", "dapo"])
-def test_trimmed_padding_leaves_loss_and_gradient_alone(tiny, tmp_path, loss_type):
-    """Three micro-batches of two: uneven texts, one of them masked, both masked."""
+def test_without_padding_loss_and_gradient_are_the_same(tiny, tmp_path, monkeypatch, loss_type):
+    """And attention has no mask, which flash attention could not take."""
     import torch
     from datasets import Dataset
     from peft import LoraConfig
@@ -687,16 +687,21 @@ def test_trimmed_padding_leaves_loss_and_gradient_alone(tiny, tmp_path, loss_typ
         if "lora_B" in name:
             p.data = 0.1 * torch.randn(p.shape, generator=generator)
     trainer.current_gradient_accumulation_steps = 1  # which trainer.train() sets
-    widths = []
-    trainer.model.register_forward_pre_hook(
-        lambda model, args, kwargs: widths.append(kwargs["input_ids"].shape), with_kwargs=True
-    )
-    plain = trainer._compute_loss
-    train.trim_padding(trainer)
-    trimmed = trainer._compute_loss
-    lengths = [((3, 5), (4, 9)), ((6, 5), (4, 0)), ((6, 2), (0, 0))]  # prompts, completions
-    sizes = [(2, 14), (2, 10), (2, 7)]
-    for (prompts, completions), size in zip(lengths, sizes):
+    seen = []
+    attention = torch.nn.functional.scaled_dot_product_attention
+
+    def watch(query, key, value, attn_mask=None, **options):
+        seen.append((query.shape[2], attn_mask is None and options["is_causal"]))
+        return attention(query, key, value, attn_mask=attn_mask, **options)
+
+    monkeypatch.setattr(torch.nn.functional, "scaled_dot_product_attention", watch)
+    padded = trainer._get_per_token_logps_and_entropies
+    train.skip_padding(trainer)
+    unpadded = trainer._get_per_token_logps_and_entropies
+    # prompts, completions: uneven, even, one text masked as cut off, both
+    lengths = [((3, 5), (4, 9)), ((8, 8), (12, 12)), ((6, 5), (4, 0)), ((6, 2), (0, 0))]
+    widths = [14, 20, 10, 6]
+    for (prompts, completions), width in zip(lengths, widths):
         prompt_mask = torch.tensor([[0] * (8 - n) + [1] * n for n in prompts])
         completion_mask = torch.tensor([[1] * n + [0] * (12 - n) for n in completions])
         batch = {
@@ -710,14 +715,15 @@ def test_trimmed_padding_leaves_loss_and_gradient_alone(tiny, tmp_path, loss_typ
             "sampling_per_token_logps": -torch.rand((2, 12), generator=generator),
         }
         losses, gradients = [], []
-        for compute in (plain, trimmed):
+        for get_logps in (padded, unpadded):
+            trainer._get_per_token_logps_and_entropies = get_logps
             trainer.model.zero_grad()
-            loss = compute(trainer.model, dict(batch))
+            loss = trainer._compute_loss(trainer.model, dict(batch))
             loss.backward()
             losses.append(loss.item())
             lora = [p.grad.flatten() for p in trainer.model.parameters() if p.requires_grad]
             gradients.append(torch.cat(lora))
-        assert widths[-2:] == [(2, 20), size]
+        assert seen[-1] == (width, True) and seen[-4][0] == 20  # of three layers
         assert losses[0] == pytest.approx(losses[1], rel=1e-5, abs=1e-7)
-        assert torch.allclose(*gradients, rtol=1e-4, atol=1e-7)
+        assert torch.allclose(*gradients, rtol=1e-4, atol=1e-6)
         assert (gradients[0].abs().max() > 1e-4) == (max(completions) > 0)

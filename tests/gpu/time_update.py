@@ -13,6 +13,7 @@ trainer on the model as train.py loads it. One line a variant: seconds and token
       compile      torch_compile
       liger        Liger's RMSNorm, RoPE and SwiGLU, as train.py has them; they stay, so name such
                    variants last
+      unpadded     no padding and no mask, as train.py's skip_padding
 """
 
 import argparse
@@ -20,7 +21,7 @@ import contextlib
 import tempfile
 import time
 
-from rollouts_see_update import load
+from rollouts_see_update import load, train
 
 VARIANTS = ["plain", "nocast", "16", "8-chunked", "16-chunked", "4-keep-chunked", "8-compile"]
 
@@ -84,6 +85,8 @@ def time_variant(args, model, tokenizer, variant):
     if "chunked" in ways:
         trainer.use_liger_kernel = True
         trainer._forward_redirection = _ForwardRedirection()
+    if "unpadded" in ways:
+        train.skip_padding(trainer)
     generator = torch.Generator().manual_seed(0)
     prompt = torch.randint(
         10, model.config.vocab_size, (size, args.prompt_tokens), generator=generator
