@@ -150,11 +150,11 @@ def main(args):
         train_dataset=dataset,
         peft_config=peft_config,
     )
+    if args.engine == "trl":
+        skip_padding(trainer)
     if args.engine == "trl" and training_args.use_vllm:
         send_adapters_to_vllm(trainer)
         log_rollout_difference(trainer)
-    if args.engine == "trl":
-        skip_padding(trainer)
     if training_args.use_vllm:
         check_rollouts_follow_adapter(trainer, data.encode_prompt(tokenizer, dataset[0]["prompt"]))
     record_run(args, trainer, dataset, held_out, max_prompt_length)

@@ -727,3 +727,15 @@ def test_without_padding_loss_and_gradient_are_the_same(tiny, tmp_path, monkeypa
         assert losses[0] == pytest.approx(losses[1], rel=1e-5, abs=1e-7)
         assert torch.allclose(*gradients, rtol=1e-4, atol=1e-6)
         assert (gradients[0].abs().max() > 1e-4) == (max(completions) > 0)
+    # in this order, as main: TRL's columns are back where the rollouts' are compared
+    main = inspect.getsource(train.main)
+    assert main.index("skip_padding(trainer)") < main.index("log_rollout_difference(trainer)")
+    trainer._get_per_token_logps_and_entropies = unpadded
+    train.log_rollout_difference(trainer)
+    batch["completion_mask"] = torch.ones_like(completion_mask)
+    trainer._compute_loss(trainer.model, batch)
+    ids = torch.cat([batch["prompt_ids"], batch["completion_ids"]], dim=1)
+    mask = torch.cat([batch["prompt_mask"], batch["completion_mask"]], dim=1)
+    difference = padded(trainer.model, ids, mask, 12)[0] - batch["sampling_per_token_logps"]
+    logged = trainer._metrics["train"]["rollout_logp_difference"]
+    assert logged == [pytest.approx(difference.abs().mean().item(), rel=1e-4)]
