@@ -854,7 +854,7 @@ def finish_run(args, trainer, watch, started):
     steps = [row for row in state.log_history if "reward" in row]
     memory = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
     if torch.cuda.is_available():
-        memory = torch.cuda.max_memory_reserved() / 2**30
+        memory = torch.cuda.max_memory_reserved() / 2**30  # what sleeps at times counts, too
     summary = {
         "effective": run["effective"] | {"steps": state.global_step, "epochs": state.epoch},
         "held_out": run["held_out"],

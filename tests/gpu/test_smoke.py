@@ -51,6 +51,7 @@ def train(tiny, output, engine):
     flags = f"--engine {engine} --eval-fraction 0.2 --max-seq-length 256 --max-steps 2"
     flags += " --num-generations 8 --learning-rate 1e-3 --gpu-memory-utilization 0.5"
     flags += " --rewards improved --warmup-ratio 0 --min-p 0"
+    flags += " --vllm-enable-sleep-mode"  # trl's only
     files = ["--model", tiny / "model", "--dataset", tiny / "train.jsonl", "--output-dir", output]
     run_script(*CARD, "train.py", *files, *flags.split())
 
