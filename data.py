@@ -122,7 +122,7 @@ def extract_hash_answer(text: str) -> str:
 
 def join_thousands(answer: str) -> str:
     """Return "1,440" as "1440": the tutorial's rewards compare digits; other text as it is."""
-    if re.fullmatch(r"[+-]?\d{1,3}(,\d{3})+(\.\d+)?", answer.strip()):
+    if re.fullmatch(r"[+-]?[1-9]\d{0,2}(,\d{3})+(\.\d+)?", answer.strip()):
         return answer.replace(",", "")
     return answer
 

@@ -251,10 +251,11 @@ def is_main_process() -> bool:
 def check_arguments(args):
     """Set the flags that follow from others; end with one line where they do not fit together."""
     args.lora_alpha = args.lora_alpha or 2 * args.lora_rank
-    incomplete = get_completions_per_step(args) % args.num_generations
-    if incomplete and args.per_device_train_batch_size == 1:
-        args.per_device_train_batch_size = args.num_generations  # as Unsloth does
     completions = get_completions_per_step(args)
+    one = args.per_device_train_batch_size == args.gradient_accumulation_steps == 1
+    if one and completions % args.num_generations:
+        args.per_device_train_batch_size = args.num_generations  # as Unsloth does
+        completions = get_completions_per_step(args)
     if completions % args.num_generations:
         fail(
             f"--num-generations {args.num_generations} must divide {completions}: "
@@ -629,12 +630,14 @@ def skip_padding(trainer):
         ids = input_ids.gather(1, tokens_first)[:, :width]
         kept = width - shortest
         logps, entropies, aux_loss = get_logps(model, ids, torch.ones_like(ids), kept, **kwargs)
-        # back to TRL's columns; those without a token are masked in the loss
+        # back to TRL's columns, with its zeros where there is no token
         columns = torch.arange(logits_to_keep, device=ids.device) + (prompts - shortest)[:, None]
         columns = columns.clamp(max=kept - 1)
+        empty = attention_mask[:, -logits_to_keep:] == 0
+        logps = logps.gather(1, columns).masked_fill(empty, 0)
         if entropies is not None:
-            entropies = entropies.gather(1, columns)
-        return logps.gather(1, columns), entropies, aux_loss
+            entropies = entropies.gather(1, columns).masked_fill(empty, 0)
+        return logps, entropies, aux_loss
 
     trainer._get_per_token_logps_and_entropies = get_logps_of_tokens
 
@@ -751,11 +754,12 @@ def move_earlier_run(args):
     if goes_on or not is_main_process() or not os.listdir(args.output_dir):
         return
     folder = os.path.realpath(args.output_dir)  # what a link leads to, not the link
-    for path in (os.getcwd(), args.model, args.dataset):
+    for path in filter(os.path.exists, (os.getcwd(), args.model, args.dataset)):
         if os.path.commonpath([folder, os.path.realpath(path)]) == folder:
             fail(f"cannot move {folder} aside, {path} is in it: take another --output-dir")
-    ours = r"run\.json|completions|swanlog|checkpoint-\d+|eval(-.+)?|export"
-    if not any(re.fullmatch(ours, name) for name in os.listdir(folder)):
+    names = os.listdir(folder)
+    ours = r"(completions|swanlog|checkpoint|grpo_lora|eval|export|metrics|curves|README)\b.*"
+    if "run.json" not in names and not all(re.match(ours, name) for name in names):
         fail(f"{folder} holds something else than a run: take another --output-dir")
     number = 1
     while os.path.exists(f"{folder}-{number}"):
@@ -854,14 +858,17 @@ def finish_run(args, trainer, watch, started):
     steps = [row for row in state.log_history if "reward" in row]
     memory = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
     if torch.cuda.is_available():
-        memory = torch.cuda.max_memory_reserved() / 2**30  # what sleeps at times counts, too
+        memory = torch.cuda.max_memory_reserved() / 2**30
+    memory = round(memory, 2)
+    if trainer.args.use_vllm and trainer.args.vllm_enable_sleep_mode:
+        memory = None  # torch counts what sleeps, too; nvidia-smi does not
     summary = {
         "effective": run["effective"] | {"steps": state.global_step, "epochs": state.epoch},
         "held_out": run["held_out"],
         "trained_on": run["trained_on"],
         "seconds": round(time.time() - started, 1),
         "seconds_to_first_step": watch.seconds_to_first_step,
-        "peak_memory_gib": round(memory, 2),
+        "peak_memory_gib": memory,
         "last_step": steps[-1],
     }
     write_run(args, state="stuck" if watch.stopped else "finished", **summary)
@@ -933,7 +940,7 @@ def check_login(args):
     try:
         swanlab.login()
     except Exception as error:
-        fail(f"--swanlab-mode cloud: {one_line(error)} SWANLAB_API_KEY, or swanlab login, sets it")
+        fail(f"--swanlab-mode cloud: {one_line(error)} (SWANLAB_API_KEY; needs the network)")
 
 
 def start_swanlab(args):
@@ -1252,7 +1259,7 @@ def parse_arguments():
         "--per-device-train-batch-size",
         type=count,
         default=1,
-        help="completions a device and micro-batch; 1 becomes --num-generations if it must",
+        help="completions a device and micro-batch; 1 x 1 becomes --num-generations if it must",
     )
     add("--gradient-accumulation-steps", type=count, default=1, help="micro-batches per step")
     add("--num-train-epochs", type=positive, default=1.0, help="passes if --max-steps is -1")

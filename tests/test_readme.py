@@ -255,7 +255,8 @@ def test_speeds_are_those_of_one_run(name):
     memory = read(f"{SPEED}/memory.txt")
     for run, gib in (("fast", 70), ("improved-sleep", 73)):
         assert int(re.search(rf"^{run}: (\d+)$", memory, re.M)[1]) // 1024 == gib
-    assert "70 GiB" in text and "74 GiB" in text
+    for page in (text, read("run.sh")):
+        assert "70 GiB" in page and "74 GiB" in page
 
 
 SEEDS = [f"improved-{seed}-grpo_lora" for seed in (1, 2, 3)]
@@ -403,6 +404,8 @@ def test_lengths_in_training_are_in_the_metrics(name):
 def test_extrapolations_follow_from_what_was_measured(name):
     assert f"{8 * 4072:,}" in read(name)
     assert "2 h 35 min" in read(name) and 150 < 100 * 91.0 / 60 < 155
+    assert "2 h 35 min" in read("run.sh") and "about 50 minutes on an H200" in read("run.sh")
+    assert 45 < 100 * 28.5 / 60 < 50
     trained = json.loads(read(f"{RUNS}/fast-ddp1.run.json"))["effective"]["trainable_parameters"]
     assert f"{4 * trained / 1e9:.2f} GB" in read(name)
     assert f"{5e-6 * (2048 / 4) ** 0.5:.1e}" == "1.1e-04" and "--learning-rate 1.1e-4" in read(name)

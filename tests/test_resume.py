@@ -341,7 +341,7 @@ def test_what_is_trained_on_is_not_moved_away(tmp_path, capsys, name):
 
 def test_only_a_run_is_moved_aside(tmp_path, capsys):
     (tmp_path / "photos" / "2026").mkdir(parents=True)
-    (tmp_path / "photos" / "evaluate.py").touch()
+    (tmp_path / "photos" / "export").mkdir()
     with pytest.raises(SystemExit) as stopped:
         train.move_earlier_run(earlier(tmp_path / "photos"))
     assert stopped.value.code == 2 and (tmp_path / "photos" / "2026").exists()

@@ -147,9 +147,10 @@ def test_the_longest_prompt_bounds_the_completions(trained):
 @pytest.mark.parametrize(
     "accumulation, completions",
     [
-        (2, 8),  # 2 * 1 is no group of 4: the batch becomes 4
+        (1, 4),  # 1 * 1 is no group of 4: the batch becomes 4
         (8, 8),
         (4, 4),
+        (6, None),  # 6 * 4 would be a batch that nobody asked for, and may not fit
     ],
 )
 def test_a_batch_of_one_becomes_a_group_only_where_it_must(accumulation, completions):
@@ -164,6 +165,10 @@ def test_a_batch_of_one_becomes_a_group_only_where_it_must(accumulation, complet
         report_to="none",
         reasoning_tokens=None,
     )
+    if completions is None:
+        with pytest.raises(SystemExit):
+            train.check_arguments(args)
+        return
     train.check_arguments(args)
     assert train.get_completions_per_step(args) == completions and args.lora_alpha == 16
 
@@ -736,6 +741,11 @@ def test_without_padding_loss_and_gradient_are_the_same(tiny, tmp_path, monkeypa
     trainer._compute_loss(trainer.model, batch)
     ids = torch.cat([batch["prompt_ids"], batch["completion_ids"]], dim=1)
     mask = torch.cat([batch["prompt_mask"], batch["completion_mask"]], dim=1)
-    difference = padded(trainer.model, ids, mask, 12)[0] - batch["sampling_per_token_logps"]
+    logps, entropies, _ = padded(trainer.model, ids, mask, 12, compute_entropy=True)
+    difference = logps - batch["sampling_per_token_logps"]
     logged = trainer._metrics["train"]["rollout_logp_difference"]
     assert logged == [pytest.approx(difference.abs().mean().item(), rel=1e-4)]
+    mask[0, -3:] = 0  # columns without a token are TRL's zeros
+    here = unpadded(trainer.model, ids, mask, 12, compute_entropy=True)
+    for values, expected in zip(here, (logps, entropies)):
+        assert torch.allclose(values, expected * mask[:, -12:], atol=1e-4)

@@ -41,7 +41,8 @@ def main(args):
     )
     print(f"engine {settings}: {time.time() - start:.1f} s with imports", flush=True)
     ways = {"plain": None}
-    if args.quick:
+    request = None
+    if args.quick and not args.no_lora:
         ways = {}
     if not args.no_lora:
         ways["adapter"] = LoRARequest("adapter", 1, make_adapter(args.model))
