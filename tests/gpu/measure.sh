@@ -33,8 +33,8 @@ fast() {  # fast NAME: 128 completions a step on any number of gpus
     train "$1" 400 "${trl[@]}" --max-steps 4 --gpu-memory-utilization "$(u 0.45)" --per-device-train-batch-size 8 \
         --gradient-accumulation-steps $((16 / ${gpus:-1}))
 }
-improved() {  # improved NAME: 64 completions a step
-    train "$1" 360 --engine trl --system-prompt boxed --rewards improved --max-seq-length 4096 --mask-truncated-completions --num-generations 8 \
+improved() {  # improved NAME: 64 completions a step; not masked where cut off, as random weights' all are: skip_padding would leave them out
+    train "$1" 360 --engine trl --system-prompt boxed --rewards improved --max-seq-length 4096 --num-generations 8 \
         --per-device-train-batch-size 1 --gradient-accumulation-steps $((64 / ${gpus:-1})) --loss-type dapo --beta 0 --learning-rate 2e-5 --min-p 0 \
         --max-steps 2 --gpu-memory-utilization "$(u 0.72)" --vllm-enable-sleep-mode --use-gradient-checkpointing false
 }
