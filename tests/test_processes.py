@@ -89,7 +89,7 @@ def test_two_agents_of_two_processes_train_the_adapter_of_one_agent_of_four(tiny
 
 def test_rank_0_alone_writes_the_card(tmp_path, monkeypatch):
     """TRL calls it in all processes: they moved each other's README.md.partial away, and died."""
-    args = argparse.Namespace(output_dir=tmp_path, model="org/base", rewards="tutorial")
+    args = argparse.Namespace(output_dir=str(tmp_path), model="org/base", rewards="tutorial")
     monkeypatch.setenv("RANK", "1")
     train.write_card(args)
     assert list(tmp_path.iterdir()) == []
