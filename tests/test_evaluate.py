@@ -7,7 +7,6 @@ On a CPU, with a tiny random model, two minutes:
 
 import argparse
 import contextlib
-import hashlib
 import io
 import json
 import shutil
@@ -94,10 +93,6 @@ def make_problems(path, first, n):
     path.write_text("".join(json.dumps(row) + "\n" for row in rows))
 
 
-def hash_prompt(prompt):
-    return hashlib.sha256(prompt[-1]["content"].encode()).hexdigest()[:8]
-
-
 @pytest.fixture(scope="module")
 def world(tmp_path_factory):
     """A folder with model/, problems.jsonl, others.jsonl and outputs/ as train.py leaves it."""
@@ -137,8 +132,8 @@ def world(tmp_path_factory):
     run = {
         "state": "finished",
         "arguments": used,
-        "held_out": [prompt[-1]["content"] for prompt in held_out["prompt"]],
-        "trained_on": [hash_prompt(prompt) for prompt in trained_on["prompt"]],
+        "held_out": evaluate.get_questions(held_out),
+        "trained_on": [evaluate.hash_question(text) for text in evaluate.get_questions(trained_on)],
         "commit": "0123abc",
         "last_step": {"step": 20, "reward": 1.0},
     }
@@ -971,7 +966,7 @@ def test_what_was_trained_on_is_not_held_out_under_another_name(recorded, world,
     prompts = {row["prompt"] for row in samples}
     assert results["split"] == "held-out" and json.loads(other)["prompt"] in prompts
     assert set(run["held_out"]) <= prompts and len(prompts) < 30
-    hashes = [hash_prompt([{"content": prompt}]) for prompt in prompts]
+    hashes = [evaluate.hash_question(prompt) for prompt in prompts]
     assert not set(hashes) & set(run["trained_on"])
     note = f"note: {len(run['trained_on'])} of these prompts were trained on: left out\n"
     assert note in capsys.readouterr().out
@@ -981,7 +976,7 @@ def test_a_copy_of_what_was_all_trained_on_is_no_other_data_set(recorded, world,
     path = tmp_path / "outputs" / "run.json"
     run = json.loads(path.read_text())
     run["arguments"]["eval_fraction"] = 0.0  # as the tutorial: nothing is held out
-    hashes = [hash_prompt([{"content": question}]) for question in run["held_out"]]
+    hashes = [evaluate.hash_question(question) for question in run["held_out"]]
     run |= {"held_out": None, "trained_on": run["trained_on"] + hashes}
     path.write_text(json.dumps(run))
     shutil.copy(world / "problems.jsonl", tmp_path / "copy.jsonl")

@@ -40,10 +40,9 @@ def main(args):
         **settings,
     )
     print(f"engine {settings}: {time.time() - start:.1f} s with imports", flush=True)
-    ways = {"plain": None}
-    request = None
-    if args.quick and not args.no_lora:
-        ways = {}
+    ways = {}
+    if args.no_lora or not args.quick:
+        ways["plain"] = None
     if not args.no_lora:
         ways["adapter"] = LoRARequest("adapter", 1, make_adapter(args.model))
     prompts = [{"prompt_token_ids": list(range(100, 217))}] * args.completions
