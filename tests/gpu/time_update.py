@@ -2,9 +2,10 @@
 
     python tests/gpu/time_update.py MODEL [VARIANT ...]
 
-The completions are random tokens, so there is no vLLM and no sampling; the rest is TRL's own
-trainer on the model as train.py loads it. One line a variant: seconds and tokens/s of a step of
---completions, and peak memory; --profile also prints where the GPU's time goes. Variants:
+The completions are random tokens, as many each as --tokens or --lengths says, so there is no vLLM
+and no sampling; the rest is TRL's own trainer on the model as train.py loads it. One line a
+variant: seconds and tokens/s of a step of --completions, and peak memory; --profile also prints
+where the GPU's time goes. Variants:
     plain        micro-batch 8, gradient checkpointing, PEFT casts the LoRA's input to its dtype
     nocast       without that cast: under autocast the product is the same
     N            nocast with micro-batch N; behind it, each with a dash, any of
@@ -18,6 +19,8 @@ trainer on the model as train.py loads it. One line a variant: seconds and token
 
 import argparse
 import contextlib
+import itertools
+import json
 import tempfile
 import time
 
@@ -87,25 +90,27 @@ def time_variant(args, model, tokenizer, variant):
         trainer._forward_redirection = _ForwardRedirection()
     if "unpadded" in ways:
         train.skip_padding(trainer)
+    lengths = args.lengths or [args.tokens] * args.completions
     generator = torch.Generator().manual_seed(0)
-    prompt = torch.randint(
-        10, model.config.vocab_size, (size, args.prompt_tokens), generator=generator
-    )
-    completion = torch.randint(
-        10, model.config.vocab_size, (size, args.tokens), generator=generator
-    )
-    prompt_mask = torch.ones_like(prompt)
-    prompt_mask[: size // 2, :10] = 0  # prompts differ in length
-    batch = {
-        "prompt_ids": prompt,
-        "prompt_mask": prompt_mask,
-        "completion_ids": completion,
-        "completion_mask": torch.ones_like(completion),
-        "advantages": torch.randn(size, generator=generator),
-        "num_items_in_batch": torch.tensor(args.completions * args.tokens),
-    }
-    batch = {key: value.to(trainer.args.device) for key, value in batch.items()}
-    trainer._prepare_inputs = lambda inputs: batch
+    vocabulary = model.config.vocab_size
+    batches = []
+    for first in range(0, args.completions, size):
+        mine = torch.tensor(lengths[first : first + size])[:, None]
+        prompt_mask = torch.ones(size, args.prompt_tokens, dtype=torch.long)
+        prompt_mask[: size // 2, :10] = 0  # prompts differ in length
+        batch = {
+            "prompt_ids": torch.randint(10, vocabulary, prompt_mask.shape, generator=generator),
+            "prompt_mask": prompt_mask,
+            "completion_ids": torch.randint(
+                10, vocabulary, (size, max(lengths)), generator=generator
+            ),
+            "completion_mask": (torch.arange(max(lengths)) < mine).long(),  # as long as TRL's step
+            "advantages": torch.randn(size, generator=generator),
+            "num_items_in_batch": torch.tensor(sum(lengths)),
+        }
+        batches.append({key: value.to(trainer.args.device) for key, value in batch.items()})
+    batches = itertools.cycle(batches)
+    trainer._prepare_inputs = lambda inputs: next(batches)
     ends = []
     training_step = trainer.training_step
 
@@ -127,7 +132,7 @@ def time_variant(args, model, tokenizer, variant):
     seconds = ends[-1] - start
     if args.steps > 1:
         seconds = (ends[-1] - ends[micro - 1]) / (args.steps - 1)
-    tokens = args.completions * args.tokens
+    tokens = sum(lengths)
     peak = torch.cuda.max_memory_reserved() / 2**30 if gpu else 0
     print(
         f"{variant}: {seconds:.2f} s for {args.completions} completions, "
@@ -166,7 +171,13 @@ if __name__ == "__main__":
     parser.add_argument("variants", nargs="*", default=VARIANTS)
     parser.add_argument("--completions", type=int, default=128, help="completions of a step")
     parser.add_argument("--tokens", type=int, default=907, help="tokens of each completion")
+    parser.add_argument("--lengths", metavar="FILE", help="JSON list: tokens of each completion")
     parser.add_argument("--prompt-tokens", type=int, default=117)
     parser.add_argument("--steps", type=int, default=3, help="the first is not counted")
     parser.add_argument("--profile", action="store_true", help="profile the last variant")
-    main(parser.parse_args())
+    arguments = parser.parse_args()
+    if arguments.lengths:
+        with open(arguments.lengths) as file:
+            arguments.lengths = json.load(file)
+        arguments.completions = len(arguments.lengths)
+    main(arguments)
