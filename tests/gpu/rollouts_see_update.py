@@ -66,20 +66,20 @@ def main(args):
     ids = [data.encode_prompt(tokenizer, row["prompt"]) for row in rows] * args.samples
     vllm.sync_weights()
     _, completions, _, _ = vllm.generate(ids, images=None, num_generations=1)
-    texts = []
-    for prompt, rest in zip(ids, completions):
-        texts += [prompt + list(rest[:end]) for end in range(0, len(rest), 5)]
+    texts = [prompt + list(rest) for prompt, rest in zip(ids, completions)]
+    ends = [range(len(prompt), len(text), 5) for prompt, text in zip(ids, texts)]
+    prefixes = [text[:end] for text, stops in zip(texts, ends) for end in stops]
 
-    tokens, before = score_with_vllm(vllm, texts)
-    exact_before = score_exactly(trainer.model, texts, tokens)
+    tokens, before = score_with_vllm(vllm, prefixes)
+    exact_before = score_exactly(trainer.model, texts, ends, tokens)
     for p in lora_b:
         p.data.copy_(torch.randn_like(p).sign() * torch.rand_like(p) * args.size)
     vllm.sync_weights()
-    change = score_with_vllm(vllm, texts, tokens)[1] - before
+    change = score_with_vllm(vllm, prefixes, tokens)[1] - before
     moved = sum(not torch.equal(values, named[name]) for name, values in base.items())
     for name, values in base.items():
         named[name].data.copy_(values)
-    exact = score_exactly(trainer.model, texts, tokens) - exact_before
+    exact = score_exactly(trainer.model, texts, ends, tokens) - exact_before
     kept = change.isfinite()  # a token that fell out of the 20 likeliest has no value
     change, exact = change[kept], exact[kept]
     share = (change * exact).sum() / exact.square().sum()
@@ -121,17 +121,18 @@ def score_with_vllm(vllm, texts, tokens=None):
     return tokens, torch.tensor(values, dtype=torch.float64)
 
 
-def score_exactly(model, texts, tokens):
-    """Return the log-probabilities of the same tokens, computed in float32."""
+def score_exactly(model, texts, ends, tokens):
+    """Return the log-probabilities of the same tokens behind the same prefixes, in float32."""
     import torch
 
     dtypes = {name: p.dtype for name, p in model.named_parameters()}
     model.float()
     values = []
-    for ids, token in zip(texts, tokens):
+    tokens = iter(tokens)
+    for ids, stops in zip(texts, ends):
         with torch.no_grad():
-            logits = model(torch.tensor([ids], device=model.device)).logits[0, -1].double()
-        values.append(logits.log_softmax(-1)[token].cpu())
+            logits = model(torch.tensor([ids], device=model.device)).logits[0].double()
+        values += [logits[end - 1].log_softmax(-1)[next(tokens)].cpu() for end in stops]
     for name, p in model.named_parameters():
         p.data = p.data.to(dtypes[name])
     return torch.stack(values)

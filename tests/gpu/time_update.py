@@ -133,11 +133,12 @@ def time_variant(args, model, tokenizer, variant):
     if args.steps > 1:
         seconds = (ends[-1] - ends[micro - 1]) / (args.steps - 1)
     tokens = sum(lengths)
-    peak = torch.cuda.max_memory_reserved() / 2**30 if gpu else 0
+    peak = torch.cuda.max_memory_allocated() / 2**30 if gpu else 0
+    cached = torch.cuda.max_memory_reserved() / 2**30 if gpu else 0
     print(
         f"{variant}: {seconds:.2f} s for {args.completions} completions, "
         f"{tokens / seconds:.0f} tokens/s, first step {ends[micro - 1] - start:.1f} s, "
-        f"peak {peak:.1f} GiB",
+        f"peak {peak:.1f} GiB, {cached:.1f} with PyTorch's cache",
         flush=True,
     )
     del trainer
