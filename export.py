@@ -235,11 +235,22 @@ def find_converter() -> str:
 
 def convert(converter: str, merged: str, path: str, kind: str):
     """Run llama.cpp's converter; show its log, a line for each tensor, only where it fails."""
-    command = [sys.executable, converter, merged, "--outfile", path, "--outtype", kind]
-    done = subprocess.run(command, capture_output=True, text=True)
+    command = [sys.executable, "-c", CONVERT, converter, merged, "--outfile", path]
+    done = subprocess.run([*command, "--outtype", kind], capture_output=True, text=True)
     if done.returncode:
         print(done.stderr, file=sys.stderr)
         fail(f"{converter} failed (status {done.returncode})", status=1)
+
+
+# The converter writes the 8B model's attn_factor (train.py: read_attn_factor) as yarn_attn_factor,
+# which llama.cpp no longer reads; what it multiplies by is called attn_factor there, too
+CONVERT = """import os, runpy, sys
+sys.argv.pop(0)
+root = os.path.dirname(sys.argv[0])
+sys.path[:0] = [root, os.path.join(root, "gguf-py")]
+from gguf import GGUFWriter
+GGUFWriter.add_rope_scaling_yarn_attn_factor = GGUFWriter.add_rope_scaling_attn_factors
+runpy.run_path(sys.argv[0], run_name="__main__")"""
 
 
 def quantize(source: str, path: str, ftype: int):

@@ -5,9 +5,9 @@
 #   bash run.sh tutorial    the tutorial, value for value: 100 steps of 4 completions, 4-bit
 #                             27 minutes on an H100, about 73 on an A100; 57 GiB; outputs/
 #   bash run.sh fast        the tutorial's rewards and lengths at a high throughput, 16-bit
-#                             100 steps of 128: about 50 minutes on an H200; 70 GiB; outputs-fast/
+#                             100 steps of 128: about 45 minutes on an H200; 71 GiB; outputs-fast/
 #   bash run.sh improved    better rewards, room to finish, held-out problems, 16-bit
-#                             100 steps of 64 longer ones: about 2 h 35 min on an H200; 74 GiB;
+#                             100 steps of 64 longer ones: about 2 h 5 min on an H200; 75 GiB;
 #                             outputs-improved/
 #   bash run.sh demo        no GPU and no model download: a 0.7 M parameter model
 #                             4 minutes on 2 cores; outputs-demo/

@@ -51,6 +51,7 @@ def main(args):
     if args.engine == "unsloth":
         from unsloth import FastLanguageModel
 
+        read_attn_factor()
         model, tokenizer = FastLanguageModel.from_pretrained(
             model_name=args.model,
             revision=args.revision,
@@ -206,6 +207,7 @@ def load_model(name: str, revision: str | None = None, dtype: str | None = None,
     from transformers import AutoModelForCausalLM
 
     gpu = torch.cuda.is_available()
+    read_attn_factor()
     try:
         model, info = AutoModelForCausalLM.from_pretrained(
             name,
@@ -223,6 +225,24 @@ def load_model(name: str, revision: str | None = None, dtype: str | None = None,
     if missing:  # transformers fills them with random numbers
         fail(f"{name} lacks {len(missing)} weights that its config.json asks for, as {missing[0]}")
     return model
+
+
+def read_attn_factor():
+    """Let transformers multiply YaRN's scale of cos and sin by config.json's attn_factor.
+
+    vLLM does. Without it R1-0528-Qwen3-8B (attn_factor 0.878, for a scale of 1) is trained with
+    1.3 times the attention scores that its rollouts have (DeepSeek-R1#684).
+    """
+    from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS, _compute_yarn_parameters
+
+    def compute_yarn(config, *args, **kwargs):
+        inv_freq, scale = _compute_yarn_parameters(config, *args, **kwargs)
+        rope = config.rope_parameters
+        if "attention_factor" not in rope:  # transformers' own key, the whole scale
+            scale *= rope.get("attn_factor", 1)
+        return inv_freq, scale
+
+    ROPE_INIT_FUNCTIONS["yarn"] = compute_yarn
 
 
 def set_environment():

@@ -15,6 +15,7 @@ import os
 import re
 import shutil
 import signal
+import struct
 import subprocess
 import sys
 import threading
@@ -28,6 +29,7 @@ from conftest import ROOT, run_script
 sys.path.insert(0, str(ROOT))
 import data
 import export
+import train
 
 CPU = {
     "CUDA_VISIBLE_DEVICES": "",
@@ -41,6 +43,13 @@ QWEN = (
     r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}"
     r"| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
 )
+YARN = {  # DeepSeek-R1-0528-Qwen3-8B's own, whose attn_factor transformers does not know
+    "rope_type": "yarn",
+    "rope_theta": 1000000.0,
+    "factor": 4.0,
+    "original_max_position_embeddings": 32768,
+    "attn_factor": 0.8782488562869419,
+}
 BOS, EOS = "<｜begin▁of▁sentence｜>", "<｜end▁of▁sentence｜>"
 SPECIAL = [EOS, "<｜User｜>", "<｜Assistant｜>", BOS, "<think>", "</think>"]
 R1 = (  # nothing is prefilled, past thoughts are dropped
@@ -137,6 +146,7 @@ def make_adapter(base, folder, tokenizer, steps, rate=1e-2, device="cpu"):
     from peft import LoraConfig, get_peft_model
     from transformers import AutoModelForCausalLM
 
+    train.read_attn_factor()
     torch.manual_seed(0)
     dtype = torch.bfloat16 if device == "cuda" else torch.float32
     model = AutoModelForCausalLM.from_pretrained(base, dtype=dtype, device_map=device)
@@ -192,6 +202,7 @@ def outputs(tmp_path_factory):
         head_dim=32,
         tie_word_embeddings=True,
         initializer_range=0.1,
+        rope_parameters=YARN,
         bos_token_id=tokenizer.bos_token_id,
         eos_token_id=tokenizer.eos_token_id,
     )
@@ -328,6 +339,15 @@ def test_gguf(outputs, exported):
     assert 'PARAMETER stop "<｜User｜>"' in modelfile
     assert 'PARAMETER stop "<think>"' not in modelfile
     assert "PARAMETER temperature 0.7" in modelfile
+    for name in files[
+        2:
+    ]:  # what llama.cpp multiplies by: without it attention is 1.3 times as steep
+        content = (outputs / "export" / "gguf" / name).read_bytes()
+        key = b"qwen3.rope.scaling.attn_factor"
+        start = content.index(key) + len(key) + 4  # behind the value's type
+        assert struct.unpack("<f", content[start : start + 4])[0] == pytest.approx(
+            0.87825, abs=1e-4
+        )
 
 
 def test_next_commands(outputs, exported):

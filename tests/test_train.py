@@ -654,6 +654,28 @@ def test_trl_gets_fused_layers_on_a_gpu_but_keeps_its_own_loss(monkeypatch, gpu)
     assert applied == ([("a model", {"fused_linear_cross_entropy": False})] if gpu else [])
 
 
+@pytest.mark.parametrize(
+    "rope, scale",
+    [
+        ({}, 1.0),
+        ({"rope_type": "yarn", "factor": 4.0}, 1.1386),
+        # DeepSeek-R1-0528-Qwen3-8B: vLLM multiplies, 0.1 ln 4 + 1 times this is 1
+        ({"rope_type": "yarn", "factor": 4.0, "attn_factor": 0.8782488562869419}, 1.0),
+        ({"rope_type": "yarn", "factor": 4.0, "attention_factor": 0.9, "attn_factor": 0.8}, 0.9),
+    ],
+)
+def test_the_trainer_s_attention_is_scaled_as_vllm_scales_it(tiny, tmp_path, rope, scale):
+    shutil.copytree(tiny / "model", tmp_path / "model")
+    path = tmp_path / "model" / "config.json"
+    config = json.loads(path.read_text())
+    window = {"original_max_position_embeddings": 32768, "rope_theta": 1e6} if rope else {}
+    config["rope_parameters"] |= rope | window
+    path.write_text(json.dumps(config))
+    for _ in range(2):  # loading twice multiplies once
+        model = train.load_model(str(tmp_path / "model"))
+    assert abs(model.model.rotary_emb.attention_scaling - scale) < 1e-4
+
+
 @pytest.mark.parametrize("script", ["train.py", "evaluate.py", "export.py", "data.py"])
 def test_help_needs_nothing_but_python(script):
     done = run_script("-S", ROOT / script, "--help")  # -S: no packages
