@@ -895,43 +895,52 @@ def get_step(folder: str, run: dict) -> int:
 
 
 def load_prompts(args, run: dict, tokenizer):
-    """Return (dataset, "train" or "held-out"): the rows to sample from.
+    """Return (dataset, "train" or "held-out"): the rows to sample from, each question once.
 
     Of the data set that train.py used these are the rows that it trained on, or that it left out,
-    whatever the system prompt is now. Any other data set is held out, less the questions that were
-    trained on: it may be a copy.
+    by run.json's lists. Any other data set is held out, less the questions that were trained on:
+    it may be a copy.
     """
-    used = run.get("arguments")
+    held_out = dict.fromkeys(run.get("held_out") or [])  # in its order, each once
+    trained_on = set(run.get("trained_on", []))
     options = argparse.Namespace(**vars(args))
-    if used and not is_same_data(args, used):
+    if run:
         options.eval_fraction = 0.0
-        dataset, _, _ = data.load_math_dataset(options, tokenizer)
-        trained_on = set(run.get("trained_on", []))
-        hashes = [hash_question(question) for question in get_questions(dataset)]
-        new = [i for i in range(len(dataset)) if hashes[i] not in trained_on]
-        if len(new) < len(dataset):
-            print(f"note: {len(dataset) - len(new)} of these prompts were trained on: left out")
+        options.max_prompt_quantile = 1.0
+    dataset, _, _ = data.load_math_dataset(options, tokenizer)
+    trained, new = divide(dataset, trained_on)
+    if run and not is_same_data(args, run["arguments"]):
+        if trained:  # then train.py's limit of length: what it left out is not all too long
+            options.max_prompt_quantile = args.max_prompt_quantile
+            dataset, _, _ = data.load_math_dataset(options, tokenizer)
+            trained, new = divide(dataset, trained_on)
+            print(f"note: {len(trained)} of these prompts were trained on: left out")
         if new:
-            return dataset.select(new), "held-out"
-        options.eval_fraction = args.eval_fraction  # all were: a copy of the data set
+            return dataset.select(new.values()), "held-out"
 
-    if used:
-        for name in ("system_prompt", "target_lang", "seed"):
-            setattr(options, name, used[name])
-        options.reasoning_tokens = used["reasoning_tokens"] or args.reasoning_tokens
-    dataset, held_out, _ = data.load_math_dataset(options, tokenizer)
     if args.split == "train":
-        if run.get("held_out"):
+        if held_out:
             print("note: these prompts were trained on; others were left out: --split held-out")
-        return dataset, "train"
-
-    questions = get_questions(held_out)
-    if not questions or questions != run.get("held_out"):
+        if not trained:  # no run, or an earlier version's
+            trained = {question: new[question] for question in new if question not in held_out}
+        return dataset.select(trained.values()), "train"
+    rows = [new[question] for question in held_out if question in new]
+    if not rows or len(rows) < len(held_out):
         fail(
             f"--split held-out: {args.output_dir}/run.json does not show that train.py left "
             "these prompts out; train with --eval-fraction"
         )
-    return held_out, "held-out"
+    return dataset.select(rows), "held-out"
+
+
+def divide(dataset, trained_on: set) -> tuple[dict, dict]:
+    """Return (trained, new): {question: its first row}, where hashes tell what was trained on."""
+    trained = {}
+    new = {}
+    for i, question in enumerate(get_questions(dataset)):
+        part = trained if hash_question(question) in trained_on else new
+        part.setdefault(question, i)
+    return trained, new
 
 
 def is_same_data(args, used: dict) -> bool:

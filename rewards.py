@@ -363,8 +363,8 @@ CONCLUSION = re.compile(
     re.IGNORECASE | re.MULTILINE,
 )
 
-# Not part of a word, a version, a power
-STANDALONE_NUMBER = re.compile(rf"(?<![\w.,^/])({NUMBER})(?:\s*/\s*(\d+))?(?![\d^])")
+# Not part of a word, a version, a power; Chinese writes no space before a number
+STANDALONE_NUMBER = re.compile(rf"(?<![A-Za-z\d_.,^/])({NUMBER})(?:\s*/\s*(\d+))?(?![\d^])")
 
 
 def is_correct(text: str, gold: str, truncated: bool = False) -> bool | None:

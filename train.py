@@ -324,6 +324,8 @@ def check_names(args):
     weights = rewards.REWARDS[args.rewards]  # {match_format_exactly: 1.0, ...}
     args.reward_weights = args.reward_weights or list(weights.values())
     names = [function.__name__ for function in weights]
+    if len(set(names)) < len(names):  # TRL would log the mean of two under one name
+        fail(f"--rewards {args.rewards}: two functions have one name: {', '.join(names)}")
     if len(args.reward_weights) != len(names):
         fail(f"--reward-weights needs {len(names)} values: {', '.join(names)}")
     data.make_system_prompt(args.system_prompt, args.target_lang, ("", ""))
@@ -738,6 +740,7 @@ def begin_run(args) -> str | None:
         elif run:
             print(f"starting {args.output_dir} again: it has no complete checkpoint")
         lock_folder(args.output_dir)
+        holds_earlier_run(args)  # fails before anything is loaded
     return checkpoint
 
 
@@ -765,22 +768,29 @@ def lock_folder(folder):
         fail(f"cannot write to {folder}: {one_line(error)}")
 
 
+def holds_earlier_run(args) -> bool:
+    """Say whether the output folder has to be moved aside; fail where it cannot, or is no run's."""
+    names = os.listdir(args.output_dir)
+    if not names or (args.resume and read_run(args.output_dir)):
+        return False
+    folder = os.path.realpath(args.output_dir)
+    for path in filter(os.path.exists, (os.getcwd(), args.model, args.dataset)):
+        if os.path.commonpath([folder, os.path.realpath(path)]) == folder:
+            fail(f"cannot move {folder} aside, {path} is in it: take another --output-dir")
+    ours = r"(completions|swanlog|checkpoint|grpo_lora|eval|export|metrics|curves|README)\b.*"
+    if "run.json" not in names and not all(re.match(ours, name) for name in names):
+        fail(f"{folder} holds something else than a run: take another --output-dir")
+    return True
+
+
 def move_earlier_run(args):
     """Move an earlier run's folder to FOLDER-1, FOLDER-2, ...: nothing is deleted or mixed.
 
     Called once all checks are over, so that a command that ends in an error changes nothing.
     """
-    goes_on = args.resume and read_run(args.output_dir)
-    if goes_on or not is_main_process() or not os.listdir(args.output_dir):
+    if not is_main_process() or not holds_earlier_run(args):
         return
     folder = os.path.realpath(args.output_dir)  # what a link leads to, not the link
-    for path in filter(os.path.exists, (os.getcwd(), args.model, args.dataset)):
-        if os.path.commonpath([folder, os.path.realpath(path)]) == folder:
-            fail(f"cannot move {folder} aside, {path} is in it: take another --output-dir")
-    names = os.listdir(folder)
-    ours = r"(completions|swanlog|checkpoint|grpo_lora|eval|export|metrics|curves|README)\b.*"
-    if "run.json" not in names and not all(re.match(ours, name) for name in names):
-        fail(f"{folder} holds something else than a run: take another --output-dir")
     number = 1
     while os.path.exists(f"{folder}-{number}"):
         number += 1
@@ -821,7 +831,8 @@ def is_whole(path, size) -> bool:
 
 def mark_complete(path):
     """List a checkpoint's files with their sizes, so that a half-written one is never resumed."""
-    sizes = {name: os.path.getsize(os.path.join(path, name)) for name in os.listdir(path)}
+    names = set(os.listdir(path)) - {"complete.json"}  # there already if the step is trained again
+    sizes = {name: os.path.getsize(os.path.join(path, name)) for name in names}
     write(os.path.join(path, "complete.json"), json.dumps(sizes))
 
 

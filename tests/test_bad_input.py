@@ -291,6 +291,16 @@ def test_a_language_that_langid_does_not_know(monkeypatch, capsys):
         train.check_names(args)
 
 
+def test_two_rewards_of_one_name(monkeypatch, capsys):
+    """TRL logged the mean of both under it."""
+    functions = [lambda completions, **kwargs: [1.0], lambda completions, **kwargs: [100.0]]
+    monkeypatch.setitem(rewards.REWARDS, "mine", dict.fromkeys(functions, 1.0))
+    with pytest.raises(SystemExit) as stopped:
+        train.check_names(SimpleNamespace(rewards="mine", reward_weights=None))
+    error = capsys.readouterr().err
+    assert stopped.value.code == 2 and "two functions have one name: <lambda>, <lambda>" in error
+
+
 def test_unsloth_in_several_processes(monkeypatch, capsys):
     monkeypatch.setenv("WORLD_SIZE", "2")
     with pytest.raises(SystemExit) as stopped:

@@ -18,6 +18,7 @@ import numpy as np
 import pytest
 from conftest import ROOT, run_script
 
+import data
 import evaluate
 import rewards
 
@@ -1027,10 +1028,44 @@ def test_the_cloud_needs_a_key_before_anything_is_loaded(world, tmp_path):
     assert not (world / "outputs" / "eval-cloud").exists() and "Traceback" not in done.stderr
 
 
-def test_prompts_that_were_not_held_out_are_refused(recorded, capsys):
-    with pytest.raises(SystemExit):
-        recorded("--split", "held-out", "--num-samples", 2, "--eval-fraction", 0.3)
-    assert "does not show that train.py left these prompts out" in capsys.readouterr().err
+def test_prompts_that_were_not_held_out_are_refused(recorded, world, tmp_path, capsys):
+    """The run held nothing out, or its data have changed since."""
+    path = tmp_path / "outputs" / "run.json"
+    run = json.loads(path.read_text())
+    for held_out in (None, [*run["held_out"], "a problem that is gone"]):
+        path.write_text(json.dumps(run | {"held_out": held_out}))
+        with pytest.raises(SystemExit):
+            recorded("--split", "held-out", "--num-samples", 2)
+        assert "does not show that train.py left these prompts out" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("split", ["train", "held-out"])
+def test_the_split_is_the_run_s_whatever_the_flags_and_the_tokenizer(recorded, monkeypatch, split):
+    _, results, samples = recorded("--num-samples", 100, "--split", split)
+    theirs = {row["prompt"] for row in samples}
+    assert results["split"] == split and len(theirs) == results["n"] > 10
+    encode = data.encode_prompt
+    reverse = lambda tokenizer, prompt: [0] * (1000 - len(encode(tokenizer, prompt)))  # noqa: E731
+    monkeypatch.setattr(data, "encode_prompt", reverse)
+    for fraction in (0, 0.3):
+        flags = ["--num-samples", 100, "--split", split, "--eval-fraction", fraction]
+        _, results, samples = recorded(*flags)
+        assert results["split"] == split and {row["prompt"] for row in samples} == theirs
+
+
+def test_a_question_counts_once(recorded, world, tmp_path):
+    text = (world / "others.jsonl").read_text()
+    (tmp_path / "twice.jsonl").write_text(text + text)
+    _, results, samples = recorded("--dataset", tmp_path / "twice.jsonl", "--num-samples", 100)
+    assert results["n"] == len({row["prompt"] for row in samples}) == 12
+
+
+def test_the_longest_of_other_data_are_not_left_out(recorded, world, tmp_path):
+    rows = [json.loads(line) for line in (world / "others.jsonl").read_text().splitlines()]
+    rows[0]["prompt"] += " Say why, at length." * 9
+    (tmp_path / "long.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    _, results, samples = recorded("--dataset", tmp_path / "long.jsonl", "--num-samples", 100)
+    assert rows[0]["prompt"] in {row["prompt"] for row in samples} and results["n"] == 12
 
 
 def test_a_template_that_prefills_the_start_tag(recorded, monkeypatch):
@@ -1429,8 +1464,7 @@ BAD_INPUT = [
     (["--model", "{world}/wide"], "was trained on"),
     (["--model", "{world}/small/model"], "more than the model's vocabulary"),
     (["--model", "{world}/strange", "--adapter", "none"], "cannot load {world}/strange: "),
-    (["--split", "held-out", "--eval-fraction", "0.3"], "does not show that train.py left"),
-    (["--split", "held-out", "--eval-fraction", "0"], "does not show that train.py left"),
+    (["--split", "held-out"], "does not show that train.py left these prompts out"),
 ]
 
 
@@ -1460,6 +1494,9 @@ def test_bad_input_gets_one_line(spoilt, tmp_path, flags, message):
         run = json.loads((outputs / "run.json").read_text())
         del run["last_step"]
         (outputs / "run.json").write_text(json.dumps(run))
+    if "held-out" in flags:
+        run = json.loads((outputs / "run.json").read_text())
+        (outputs / "run.json").write_text(json.dumps(run | {"held_out": None}))
     before = sorted(outputs.rglob("*"))
     flags = [flag.replace("{world}", str(spoilt)) for flag in flags]
     done = run_script("evaluate.py", "--output-dir", outputs, *flags)

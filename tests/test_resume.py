@@ -147,8 +147,9 @@ def test_a_checkpoint_may_hold_a_folder(whole, tmp_path):
     shutil.copytree(whole, tmp_path / "outputs")
     (path / "ref").mkdir()
     (path / "complete.json").unlink()
-    train.mark_complete(str(path))
-    assert train.find_checkpoint(tmp_path / "outputs") == str(path)
+    for _ in range(2):  # the second time as a step that is trained again writes over it
+        train.mark_complete(str(path))
+        assert train.find_checkpoint(tmp_path / "outputs") == str(path)
 
 
 def test_without_a_complete_checkpoint_it_starts_again(whole, stopped):
@@ -426,6 +427,13 @@ def test_a_folder_that_cannot_be_written_is_told_before_the_model_loads(tiny):
     done = run_script("train.py", *arguments_of(tiny, "/proc/nothing"))
     assert done.returncode == 2 and "error: cannot write to /proc/nothing" in done.stderr
     assert "Loading weights" not in done.stderr and "Traceback" not in done.stderr
+
+
+def test_a_folder_of_something_else_is_told_before_the_model_loads(tiny, tmp_path):
+    (tmp_path / "train.log").touch()  # python train.py | tee outputs/train.log
+    done = run_script("train.py", *arguments_of(tiny, tmp_path))
+    assert done.returncode == 2 and "holds something else than a run" in done.stderr
+    assert "Loading weights" not in done.stderr and os.listdir(tmp_path) == ["train.log"]
 
 
 def test_a_folder_that_cannot_be_moved_aside(tmp_path, monkeypatch, capsys):

@@ -443,6 +443,9 @@ def test_split_reasoning(text, parts):
         ("1", "1,000", False),
         ("1.000", "1,000", True),
         ("34", " 34 ", True),
+        ("答案是34。", "34", True),
+        ("共34個", "34", True),
+        ("x34", "34", False),
     ],
 )
 def test_is_correct(answer, gold, correct):
