@@ -1011,6 +1011,7 @@ def test_full_disk_while_the_tokenizer_is_written(tmp_path, capsys):
 
 def test_failed_export_leaves_the_earlier_one(outputs, exported, tmp_path):
     converter = tmp_path / "convert_hf_to_gguf.py"
+    (tmp_path / "gguf.py").write_text(WRITER)
     converter.write_text("raise ValueError('unknown\\n pre-tokenizer\\nhash 123')")
     code = f"import export; export.find_converter = lambda: {str(converter)!r}; "
     code += "export.main(export.parse_arguments())"
@@ -1058,6 +1059,8 @@ def test_sigterm_leaves_nothing_half_written(tmp_path):
     assert os.listdir(tmp_path / "export") == []
 
 
+# What export.py takes from the package beside llama.cpp's converter
+WRITER = "class GGUFWriter:\n    add_rope_scaling_attn_factors = None\n"
 CONVERTER = """
 import sys, time
 with open(sys.argv[sys.argv.index("--outfile") + 1], "w") as file:
@@ -1079,6 +1082,7 @@ def write_forever(path, folder):
 def test_a_signal_ends_the_child_that_writes(tmp_path, step, signum):
     """llama.cpp's converter wrote on for minutes, with nobody to take the file."""
     (tmp_path / "converter.py").write_text(CONVERTER)
+    (tmp_path / "gguf.py").write_text(WRITER)
     code = "import export, sys, types; sys.path.append('tests'); from test_export import *; "
     code += "partial = export.make_folders(types.SimpleNamespace(output_dir=sys.argv[1])); "
     if step == "convert":
