@@ -339,15 +339,13 @@ def test_gguf(outputs, exported):
     assert 'PARAMETER stop "<｜User｜>"' in modelfile
     assert 'PARAMETER stop "<think>"' not in modelfile
     assert "PARAMETER temperature 0.7" in modelfile
-    for name in files[
-        2:
-    ]:  # what llama.cpp multiplies by: without it attention is 1.3 times as steep
+    # what llama.cpp multiplies by: without it attention is 1.3 times as steep
+    key = b"qwen3.rope.scaling.attn_factor"
+    for name in files[2:]:
         content = (outputs / "export" / "gguf" / name).read_bytes()
-        key = b"qwen3.rope.scaling.attn_factor"
-        start = content.index(key) + len(key) + 4  # behind the value's type
-        assert struct.unpack("<f", content[start : start + 4])[0] == pytest.approx(
-            0.87825, abs=1e-4
-        )
+        value = content.index(key) + len(key) + 4  # behind its type
+        (factor,) = struct.unpack_from("<f", content, value)
+        assert factor == pytest.approx(0.87825, abs=1e-4)
 
 
 def test_next_commands(outputs, exported):

@@ -247,16 +247,17 @@ def test_speeds_are_those_of_one_run(name):
         run = json.loads(read(f"{folder}/{run}.run.json"))
         return run["effective"]["completions_per_step"] * tokens / seconds, seconds
 
-    def stock_trl(folder):
-        return float(re.search(r"STEP 2 ([\d.]+)s", read(f"{folder}/trl128.txt"))[1])
+    def measure_stock_trl(folder):
+        """Return tokens/s: 128 completions of 908 tokens (trl_baseline.py's --completion)."""
+        return 128 * 908 / float(re.search(r"STEP 2 ([\d.]+)s", read(f"{folder}/trl128.txt"))[1])
 
     text = read(name)
-    tokens, seconds = measure("fast")
+    tokens = measure("fast")[0]
     assert f"{tokens:,.0f} tokens/s" in text
-    assert f"{stock_trl(SPEED) / seconds:.2f}" in text
-    trl_before = 128 * 908 / stock_trl(BEFORE)
-    tutorial = trl_before / measure("tutorial-cold", BEFORE)[0]
-    assert f" {tutorial * stock_trl(SPEED) / seconds:.0f} " in text
+    times_trl = tokens / measure_stock_trl(SPEED)
+    assert f"{times_trl:.2f}" in text
+    times_tutorial = measure_stock_trl(BEFORE) / measure("tutorial-cold", BEFORE)[0]
+    assert f" {times_trl * times_tutorial:.0f} " in text
     for run in ("fast", "improved"):
         one, two = measure(run)[1], measure(f"{run}-ddp2")[1]
         assert f"{one:.1f} -> {two:.1f}" in text and f"{one / two:.2f}" in text

@@ -132,7 +132,8 @@ def score_exactly(model, texts, ends, tokens):
     for ids, stops in zip(texts, ends):
         with torch.no_grad():
             logits = model(torch.tensor([ids], device=model.device)).logits[0].double()
-        values += [logits[end - 1].log_softmax(-1)[next(tokens)].cpu() for end in stops]
+        for end in stops:
+            values.append(logits[end - 1].log_softmax(-1)[next(tokens)].cpu())
     for name, p in model.named_parameters():
         p.data = p.data.to(dtypes[name])
     return torch.stack(values)
