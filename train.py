@@ -155,8 +155,8 @@ def main(args):
         skip_padding(trainer)
     if args.engine == "trl" and training_args.use_vllm:
         send_adapters_to_vllm(trainer)
-        log_rollout_difference(trainer)
     if training_args.use_vllm:
+        log_rollout_difference(trainer)
         check_rollouts_follow_adapter(trainer, data.encode_prompt(tokenizer, dataset[0]["prompt"]))
     record_run(args, trainer, dataset, held_out, max_prompt_length)
     start_swanlab(args)
@@ -519,7 +519,7 @@ def fingerprint(model: str, revision: str | None = None) -> str | None:
 # by that name. TRL's internals replaced or read here and in make_watch; guards in test_train.py:
 #   vllm_generation.LLM: test_trl_can_start_vllm_with_adapters
 #   VLLMGeneration's methods, settings, llm: test_the_stand_in_engine_has_the_real_signature
-#   _compute_loss: test_trl_still_has_what_log_rollout_difference_replaces
+#   compute_loss: test_trl_still_has_what_log_rollout_difference_replaces
 #   _get_per_token_logps_and_entropies: test_without_padding_loss_and_gradient_are_the_same
 #   _metrics, _logs, create_model_card: test_two_steps_train_the_adapter_and_write_everything
 
@@ -610,27 +610,40 @@ def log_rollout_difference(trainer):
     Both exist anyway, so it costs no forward pass. It shows whether the policy that samples is the
     one that learns: about 0.01 in bfloat16. --min-p above 0 changes vLLM's probabilities, and adds.
     """
-    compute_loss = trainer._compute_loss
+    compute_loss = trainer.compute_loss
     get_logps = trainer._get_per_token_logps_and_entropies
     batch = {}
 
-    def keep_batch(model, inputs):
+    def keep_batch(model, inputs, **kwargs):
         batch.update(inputs)
-        return compute_loss(model, inputs)
+        return compute_loss(model, inputs, **kwargs)
 
-    def compare(*args, **kwargs):
-        result = get_logps(*args, **kwargs)
-        logps = result[0]
-        rollout = batch.get("sampling_per_token_logps")
-        if rollout is not None and logps.requires_grad and logps.shape == rollout.shape:
-            mask = batch["completion_mask"].bool()
-            difference = (logps.detach() - rollout).abs()[mask].nanmean()
+    def compare(logps, mask):
+        logps = logps.detach()[mask.bool()]
+        rollout = batch["sampling_per_token_logps"][batch["completion_mask"].bool()]
+        if len(logps) == len(rollout):  # Unsloth's mask leaves a pad token out, if one is sampled
+            difference = (logps - rollout).abs().nanmean()
             mean = trainer.accelerator.gather(difference).nanmean().item()
             trainer._metrics["train"]["rollout_logp_difference"].append(mean)
+
+    def get_and_compare(*args, **kwargs):
+        result = get_logps(*args, **kwargs)
+        if result[0].requires_grad:
+            compare(result[0], batch["completion_mask"])
         return result
 
-    trainer._compute_loss = keep_batch
-    trainer._get_per_token_logps_and_entropies = compare
+    trainer.compute_loss = keep_batch
+    unsloth = sys.modules[type(trainer).__module__]  # the file that Unsloth has made of TRL's
+    if hasattr(unsloth, "UnslothEfficientGRPO"):
+        apply_loss = unsloth.UnslothEfficientGRPO.apply
+
+        def compare_and_apply(logps, *args):
+            compare(logps, mask=args[5])
+            return apply_loss(logps, *args)
+
+        unsloth.UnslothEfficientGRPO.apply = compare_and_apply
+    else:
+        trainer._get_per_token_logps_and_entropies = get_and_compare
 
 
 def skip_padding(trainer):

@@ -5,6 +5,7 @@ bash tests/run.sh -k train
 
 import inspect
 import json
+import math
 import shutil
 import sqlite3
 import sys
@@ -585,34 +586,68 @@ def test_vllm_gets_the_adapter_itself(tiny, monkeypatch):
     assert woken == [["weights"]] and not vllm._llm_weights_sleeping
 
 
-def test_rollout_difference_is_logged():
+@pytest.mark.parametrize("unsloth", [False, True])
+def test_rollout_difference_is_logged(monkeypatch, unsloth):
     """0.5 on the tokens that count, whatever the padding holds."""
     import collections
 
     import torch
 
-    trainer = SimpleNamespace(
+    class Trainer(SimpleNamespace):
+        pass
+
+    class Loss:  # Unsloth's: the text's own columns, after left padding; logps and mask 0 and 6
+        @staticmethod
+        def apply(logps, old, ref, sampling, lm_head, ids, mask, advantages):
+            return logps
+
+    trainer = Trainer(
         _metrics={"train": collections.defaultdict(list)},
         accelerator=SimpleNamespace(gather=lambda value: value),
     )
-    logps = torch.tensor([[-1.0, -2.0, -9.0]], requires_grad=True)
-    trainer._get_per_token_logps_and_entropies = lambda *args, **kwargs: (logps, None, None)
-    trainer._compute_loss = lambda model, inputs: trainer._get_per_token_logps_and_entropies()[0]
-    train.log_rollout_difference(trainer)
     inputs = {
         "sampling_per_token_logps": torch.tensor([[-1.5, -1.5, 0.0]]),
         "completion_mask": torch.tensor([[1, 1, 0]]),
     }
-    assert trainer._compute_loss(None, inputs) is logps
+    if unsloth:
+        logps = torch.tensor([[-8.0, -1.0, -2.0, -9.0]], requires_grad=True)
+        mask = torch.tensor([[0, 1, 1, 0]])
+        module = SimpleNamespace(UnslothEfficientGRPO=Loss)
+        trainer.compute_loss = lambda model, inputs, num_items_in_batch: (
+            module.UnslothEfficientGRPO.apply(logps, *5 * [None], mask, None)
+        )
+    else:
+        logps = torch.tensor([[-1.0, -2.0, -9.0]], requires_grad=True)
+        module = SimpleNamespace()
+        trainer.compute_loss = lambda model, inputs, num_items_in_batch: (
+            trainer._get_per_token_logps_and_entropies()[0]
+        )
+    monkeypatch.setitem(sys.modules, "made_by_unsloth", module)
+    Trainer.__module__ = "made_by_unsloth"
+    trainer._get_per_token_logps_and_entropies = lambda *args, **kwargs: (logps, None, None)
+    train.log_rollout_difference(trainer)
+    assert trainer.compute_loss(None, inputs, num_items_in_batch=1) is logps
     assert trainer._metrics["train"]["rollout_logp_difference"] == [0.5]
+    inputs["completion_mask"] = torch.tensor([[0, 0, 0]])  # cut off and masked: nothing to compare
+    if unsloth:
+        mask[:] = 0
+    trainer.compute_loss(None, inputs, num_items_in_batch=1)
+    logged = trainer._metrics["train"]["rollout_logp_difference"]
+    assert len(logged) == 2 and math.isnan(logged[1])  # which TRL leaves out of a step's mean
+    if unsloth:
+        mask[:] = 1  # another number of tokens than the rollout's: nothing is logged
+        trainer.compute_loss(None, inputs, num_items_in_batch=1)
+        assert len(logged) == 2
 
 
 def test_trl_still_has_what_log_rollout_difference_replaces():
     from trl import GRPOTrainer
 
+    assert "self._compute_loss(model, inputs)" in inspect.getsource(GRPOTrainer.compute_loss)
     source = inspect.getsource(GRPOTrainer._compute_loss)
     assert "self._get_per_token_logps_and_entropies(" in source
     assert 'output["sampling_per_token_logps"]' in inspect.getsource(GRPOTrainer)
+    assert "math.isnan(v)" in inspect.getsource(GRPOTrainer.log)
 
 
 def test_trl_can_start_vllm_with_adapters(monkeypatch):
@@ -760,7 +795,7 @@ def test_without_padding_loss_and_gradient_are_the_same(tiny, tmp_path, monkeypa
     trainer._get_per_token_logps_and_entropies = unpadded
     train.log_rollout_difference(trainer)
     batch["completion_mask"] = torch.ones_like(completion_mask)
-    trainer._compute_loss(trainer.model, batch)
+    trainer.compute_loss(trainer.model, batch)
     ids = torch.cat([batch["prompt_ids"], batch["completion_ids"]], dim=1)
     mask = torch.cat([batch["prompt_mask"], batch["completion_mask"]], dim=1)
     logps, entropies, _ = padded(trainer.model, ids, mask, 12, compute_entropy=True)

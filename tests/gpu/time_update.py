@@ -12,6 +12,7 @@ where the GPU's time goes. Variants:
       keep         activations are kept: no checkpointing
       chunked      TRL's log-probabilities without whole logits (use_liger_kernel, less the package)
       compile      torch_compile
+      layers       each decoder layer compiled by itself; they stay so, too
       liger        Liger's RMSNorm, RoPE and SwiGLU, as train.py has them; they stay, so name such
                    variants last
       unpadded     no padding and no mask, as train.py's skip_padding
@@ -64,6 +65,9 @@ def time_variant(args, model, tokenizer, variant):
     size = int(size) if size.isdigit() else 8
     gpu = torch.cuda.is_available()
     model.gradient_checkpointing_disable()
+    if "layers" in ways:
+        for layer in model.get_base_model().model.layers:
+            layer.compile(dynamic=True)
     trainer = GRPOTrainer(
         model=model,
         processing_class=tokenizer,
