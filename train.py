@@ -526,6 +526,7 @@ def fingerprint(model: str, revision: str | None = None) -> str | None:
 #   vllm_generation.LLM: test_trl_can_start_vllm_with_adapters
 #   VLLMGeneration's methods, settings, llm: test_the_stand_in_engine_has_the_real_signature
 #   compute_loss: test_trl_still_has_what_log_rollout_difference_replaces
+#   UnslothEfficientGRPO: tests/gpu/test_smoke.py
 #   _get_per_token_logps_and_entropies: test_without_padding_loss_and_gradient_are_the_same
 #   _metrics, _logs, create_model_card: test_two_steps_train_the_adapter_and_write_everything
 
@@ -618,7 +619,6 @@ def log_rollout_difference(trainer):
     changes vLLM's probabilities, and adds.
     """
     compute_loss = trainer.compute_loss
-    get_logps = trainer._get_per_token_logps_and_entropies
     batch = {}
 
     def keep_batch(model, inputs, **kwargs):
@@ -633,23 +633,25 @@ def log_rollout_difference(trainer):
             mean = trainer.accelerator.gather(difference).nanmean().item()
             trainer._metrics["train"]["rollout_logp_difference"].append(mean)
 
-    def get_and_compare(*args, **kwargs):
-        result = get_logps(*args, **kwargs)
-        if result[0].requires_grad:
-            compare(result[0], batch["completion_mask"])
-        return result
-
     trainer.compute_loss = keep_batch
-    unsloth = sys.modules[type(trainer).__module__]  # the file that Unsloth has made of TRL's
-    if hasattr(unsloth, "UnslothEfficientGRPO"):
-        apply_loss = unsloth.UnslothEfficientGRPO.apply
+    module = sys.modules[type(trainer).__module__]  # TRL's, or what Unsloth has made of it
+    if hasattr(module, "UnslothEfficientGRPO"):
+        apply_loss = module.UnslothEfficientGRPO.apply
 
         def compare_and_apply(logps, *args):
             compare(logps, mask=args[5])
             return apply_loss(logps, *args)
 
-        unsloth.UnslothEfficientGRPO.apply = compare_and_apply
+        module.UnslothEfficientGRPO.apply = compare_and_apply
     else:
+        get_logps = trainer._get_per_token_logps_and_entropies
+
+        def get_and_compare(*args, **kwargs):
+            result = get_logps(*args, **kwargs)
+            if result[0].requires_grad:  # not the reference's
+                compare(result[0], batch["completion_mask"])
+            return result
+
         trainer._get_per_token_logps_and_entropies = get_and_compare
 
 

@@ -671,6 +671,24 @@ def test_trl_can_start_vllm_with_adapters(monkeypatch):
     assert "self.llm.sleep(level=2)" in source and "self._llm_weights_sleeping = True" in source
 
 
+def test_only_warnings_that_do_not_hold_are_silenced():
+    import logging
+    import warnings
+
+    with warnings.catch_warnings(record=True) as shown:
+        warnings.simplefilter("always")
+        train.set_environment()
+        warnings.warn("WARNING: Unsloth should be imported before [transformers] to")
+        warnings.warn("Unsloth: another warning")
+    assert [str(warning.message) for warning in shown] == ["Unsloth: another warning"]
+    rope = logging.getLogger("transformers.modeling_rope_utils")
+    assert not rope.filter(logging.makeLogRecord({"msg": "Unrecognized keys: {'attn_factor'}"}))
+    assert rope.filter(logging.makeLogRecord({"msg": "Missing required keys: {'factor'}"}))
+    from transformers import modeling_rope_utils  # whose logger that still is
+
+    assert modeling_rope_utils.logger is rope
+
+
 @pytest.mark.parametrize("gpu", [True, False])
 def test_trl_gets_fused_layers_on_a_gpu_but_keeps_its_own_loss(monkeypatch, gpu):
     import torch
